@@ -3,13 +3,9 @@
 None of these ever holds a credential: those come from the AWS chain only.
 """
 
-import json
-from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
-from uploader.errors import CorruptError
+from pydantic import BaseModel, ConfigDict, Field
 
 SCHEMA_VERSION = 1
 """Of every file this project writes as JSON: a reader refuses a version it does not know."""
@@ -45,3 +41,23 @@ class StorageSettings(Strict):
     sse_kms_key_id: str | None = None
     connect_timeout_s: Annotated[float, Field(gt=0)] = 5.0
     read_timeout_s: Annotated[float, Field(gt=0)] = 60.0
+
+
+class UploadSettings(Strict):
+    """How the uploader works.
+
+    Attributes:
+        part_size_bytes: wanted size of a part, rounded down to whole blocks.
+        parts_in_flight: how many parts are held in memory and sent at once, over all files of a step.
+        delete_grace_s: seconds between a step's entry moving to ``deleting`` and its objects going.
+        keep_superseded_s: seconds for which superseded steps stay restorable.
+        idle_exit_s: seconds without a trainer after which a drained uploader ends.
+        max_wait_s: longest wait between two attempts of a request that can heal.
+    """
+
+    part_size_bytes: Annotated[int, Field(ge=5 * 1024**2, le=5 * 1024**3)] = 16 * 1024**2
+    parts_in_flight: Annotated[int, Field(ge=1, le=256)] = 8
+    delete_grace_s: Annotated[float, Field(ge=0)] = 0.0
+    keep_superseded_s: Annotated[float, Field(ge=0)] = 86_400.0
+    idle_exit_s: Annotated[float, Field(ge=0)] = 5.0
+    max_wait_s: Annotated[float, Field(gt=0)] = 30.0

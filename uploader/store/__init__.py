@@ -1,4 +1,4 @@
-"""Object stores behind one protocol: ``base`` says what a store does; ``s3``, ``local`` and ``memory`` do it."""
+"""Object stores behind one protocol: ``base`` says what one does; ``s3``, ``local``, ``memory`` do it."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

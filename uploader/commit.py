@@ -1,0 +1,97 @@
+"""Commit one checkpoint: every file, then the node record, then the commit record, created once.
+
+A step exists remotely if and only if its commit record exists. A crash before that leaves objects that
+nothing names; the next attempt finds and keeps those that are whole.
+"""
+
+from functools import partial
+
+from uploader import layout
+from uploader.errors import CorruptError, OwnershipError, PreconditionFailed
+from uploader.layout import RunKeys
+from uploader.multipart import PartBuffers, Progress, is_stored, upload_file
+from uploader.record import CommitRecord, FileRecord
+from uploader.store.base import ObjectStore
+from uploader.tasks import side_by_side
+from uploader.watch import LocalStep
+
+
+async def commit(
+    local: LocalStep, store: ObjectStore, keys: RunKeys, buffers: PartBuffers, progress: Progress
+) -> CommitRecord | None:
+    """Upload what this node wrote of a step and create its commit record.
+
+    Returns:
+        The commit record; None while other nodes' records are missing: the last one there creates it.
+
+    Raises:
+        CorruptError: a local file is not what its record says; nothing was committed.
+        StoreError: a file could not be stored; nothing was committed.
+    """
+    prefix = keys.step_prefix(local.step, local.generation)
+    if keys.in_place:
+        _check_in_place(local)
+    else:
+        await _upload_files(local, store, prefix, buffers, progress)
+    return await _create_commit_record(local, store, keys)
+
+
+async def _upload_files(
+    local: LocalStep, store: ObjectStore, prefix: str, buffers: PartBuffers, progress: Progress
+) -> None:
+    """Files in parallel, the node record after all of them. What a former attempt stored stays."""
+    async for stale in store.list_uploads(prefix):
+        await store.abort_upload(stale.key, stale.upload_id)
+    there = {info.key: info.size_bytes async for info in store.list(prefix)}
+
+    async def upload(file: FileRecord) -> None:
+        key = prefix + file.path
+        if there.get(key) == file.size_bytes and await is_stored(store, key, file):
+            progress(file.size_bytes)
+        else:
+            await upload_file(store, key, local.path / file.path, file, buffers, progress)
+
+    await side_by_side(partial(upload, file) for file in local.record.files)
+    await store.put(prefix + layout.node_record(local.record.node), local.encoded)
+
+
+def _check_in_place(local: LocalStep) -> None:
+    for file in local.record.files:
+        path = local.path / file.path
+        size_bytes = path.stat().st_size if path.exists() else -1
+        if size_bytes != file.size_bytes:
+            problem = "it is missing" if size_bytes < 0 else f"{size_bytes} of {file.size_bytes} bytes"
+            raise CorruptError(problem, doing="committing", subject=str(path))
+
+
+async def _create_commit_record(local: LocalStep, store: ObjectStore, keys: RunKeys) -> CommitRecord | None:
+    encoded = [local.encoded]
+    if local.record.nodes > 1:
+        prefix = keys.step_prefix(local.step, local.generation)
+        there = [info.key async for info in store.list(prefix)]
+        records = [key for key in there if layout.is_node_record(key.removeprefix(prefix))]
+        if len(records) < local.record.nodes:
+            return None
+        encoded = [(await store.get(key))[0] for key in records]
+    record = CommitRecord.merge(encoded)
+    await create_once(store, keys.commit_record(record.step, record.generation), record.encode())
+    return record
+
+
+async def create_once(store: ObjectStore, key: str, data: bytes) -> None:
+    """Create an object that nobody may change. Finding it there, byte for byte, is success.
+
+    Raises:
+        OwnershipError: something else has this key.
+    """
+    try:
+        await store.put(key, data, if_absent=True)
+    except PreconditionFailed:
+        there, _ = await store.get(key)
+        if there != data:
+            raise OwnershipError(
+                "another process committed something else under this key",
+                doing="committing",
+                subject=f"{store.uri}/{key}",
+                hint="two trainers write to one run: stop one, or give it another --run-name",
+            ) from None

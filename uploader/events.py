@@ -1,0 +1,34 @@
+"""The events a trainer announces. Hints: whatever the disk can tell, the disk tells.
+
+Each is one line of JSON. A reader passes over types it does not know, so that an older uploader serves
+a newer trainer.
+"""
+
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import Field, TypeAdapter
+
+from uploader.settings import Strict
+
+
+class CheckpointSaved(Strict):
+    """A step was committed locally; written after the rename is durable."""
+
+    type: Literal["checkpoint_saved"] = "checkpoint_saved"
+    generation: int
+    step: int
+    rank: int = 0
+
+
+class RunFinished(Strict):
+    """The trainer ended as planned after ``step``; nothing follows in this generation."""
+
+    type: Literal["run_finished"] = "run_finished"
+    generation: int
+    step: int
+    rank: int = 0
+
+
+Event: TypeAlias = CheckpointSaved | RunFinished
+
+decoder: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="type")])

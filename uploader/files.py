@@ -1,0 +1,143 @@
+"""Durable file operations: replace a file atomically, move to the trash, lock.
+
+Order is everything: bytes, then fsync of the file, then rename, then fsync of the directory. A crash in
+between leaves the old file and a ``.tmp`` that nobody reads.
+"""
+
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from uploader.errors import DiskError
+
+_HINTS = {
+    errno.ENOSPC: "free some space, or point local_path at a larger disk",
+    errno.EDQUOT: "the quota is used up: free some space, or point local_path elsewhere",
+    errno.EROFS: "the file system is read-only: point local_path elsewhere",
+    errno.EACCES: "give this user write permission, or point local_path elsewhere",
+    errno.EPERM: "give this user write permission, or point local_path elsewhere",
+    errno.ENOTDIR: "a part of the path is a file, not a directory",
+}
+
+
+@contextmanager
+def disk_errors(doing: str, path: Path) -> Iterator[None]:
+    """Turn an ``OSError`` into a ``DiskError`` that names the path and what to do."""
+    try:
+        yield
+    except OSError as error:
+        hint = _HINTS.get(error.errno or 0, "check the disk")
+        subject = str(error.filename or path)
+        raise DiskError(os.strerror(error.errno or 0), doing=doing, subject=subject, hint=hint) from error
+
+
+def fsync_directory(path: Path) -> None:
+    """Make the names in a directory durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def make_directory(path: Path) -> None:
+    """Create a directory and its parents, readable by this user only."""
+    path.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Write a new file and fsync it. Its name is durable only after ``fsync_directory``."""
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def replace(path: Path, data: bytes) -> None:
+    """Replace a file atomically and durably: a reader sees the old bytes or the new ones."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    write_durably(temporary, data)
+    os.rename(temporary, path)
+    fsync_directory(path.parent)
+
+
+def move_to_trash(path: Path, trash: Path) -> Path:
+    """Rename a directory away, durably and at once; delete it later with ``empty_trash``."""
+    make_directory(trash)
+    for number in range(1_000_000):
+        target = trash / f"{path.name}.{number}"
+        if not target.exists():
+            os.rename(path, target)
+            fsync_directory(path.parent)
+            return target
+    raise DiskError("it holds a million directories", doing="trashing into", subject=str(trash))
+
+
+def discard_unless_read(path: Path, trash: Path) -> bool:
+    """Move a step's directory to the trash, unless a loader holds it; whether it went."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        move_to_trash(path, trash)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
+@contextmanager
+def held_for_reading(path: Path) -> Iterator[None]:
+    """Hold a step's directory so that it is not pruned while it is read."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def empty_trash(trash: Path) -> None:
+    """Delete what was moved there. A crash in the middle leaves the rest for the next time."""
+    remove_tree(trash)
+
+
+def remove_tree(path: Path) -> None:
+    """Delete a directory and all below it, if it is there."""
+    if path.exists():
+        shutil.rmtree(path)
+
+
+def lock(path: Path, *, shared: bool = False) -> int | None:
+    """Lock a file and return its descriptor, which holds the lock until closed; None if it is taken.
+
+    The kernel frees the lock when the process dies, however it dies: there is no stale lock.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a living process holds the lock. Taken for an instant to find out."""
+    if not path.exists():
+        return False
+    descriptor = lock(path, shared=True)
+    if descriptor is None:
+        return True
+    os.close(descriptor)
+    return False

@@ -1,0 +1,176 @@
+"""Serve one run directory, or every run below a parent directory, from this process.
+
+One uploader serves a run directory: it holds the lock ``.uploader/lock``. Whoever finds it taken leaves the
+run to the one that is there.
+"""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import anyio
+
+from uploader import files, layout
+from uploader.errors import OwnershipError, SettingsError, WmtpError
+from uploader.layout import RunDirectory
+from uploader.location import Location
+from uploader.run import RunFile
+from uploader.service import POLL_S, Clocks, RunService
+from uploader.settings import StorageSettings
+from uploader.status import Status, StatusFile
+from uploader.store import open_store
+from uploader.tasks import task_group
+from uploader.watch import changes
+
+log = logging.getLogger("uploader")
+
+
+@dataclass(frozen=True)
+class Fallback:
+    """Where runs go whose trainer wrote no ``run.json``: below ``to``, by their directories' names."""
+
+    to: Location
+    storage: StorageSettings
+
+    def run_file(self, path: Path) -> RunFile:
+        return RunFile(run=path.name, destination=str(self.to.join(path.name)), storage=self.storage)
+
+
+async def serve_run(
+    path: Path, *, fallback: Fallback | None = None, once: bool = False, clocks: Clocks | None = None
+) -> None:
+    """Serve one run directory until its run is over.
+
+    Raises:
+        OwnershipError: another uploader serves it, or a newer generation owns the run.
+        SettingsError: there is no ``run.json`` and no fallback.
+        WmtpError: the run is over and some of it could not be made durable.
+    """
+    directory = RunDirectory(path)
+    while True:
+        with _lock(directory):
+            await _serve_locked(directory, fallback, once, clocks or Clocks())
+        # A trainer that started while we were ending found our lock and counted on us.
+        if once or not files.is_locked(directory.trainer_lock) or files.is_locked(directory.uploader_lock):
+            return
+
+
+async def _serve_locked(
+    directory: RunDirectory, fallback: Fallback | None, once: bool, clocks: Clocks
+) -> None:
+    """One service for each destination that ``run.json`` names in turn."""
+    run = await _find_run(directory, fallback, wait=not once)
+    while True:
+        first = Status(
+            run=run.run,
+            destination=run.destination,
+            pid=os.getpid(),
+            generation=run.generation,
+            updated_at=clocks.now(),
+        )
+        status = StatusFile(directory, clocks.now, first)
+        log.info("%s to %s", directory.path, run.destination)
+        try:
+            async with open_store(run.location, run.storage) as store:
+                service = RunService(directory, run, store, status, clocks)
+                await (service.once() if once else service.serve())
+        except WmtpError as error:
+            status.failed(error)
+            raise
+        except BaseException:
+            status.show(state="stopped")
+            raise
+        changed = RunFile.read(directory)
+        if changed is None or (changed.destination, changed.storage) == (run.destination, run.storage):
+            return
+        run = changed
+
+
+async def _find_run(directory: RunDirectory, fallback: Fallback | None, *, wait: bool) -> RunFile:
+    """``run.json``, else the fallback, else wait for a trainer to write one."""
+    run = RunFile.read(directory)
+    if run is None and fallback is not None:
+        return fallback.run_file(directory.path)
+    if run is None and wait:
+        log.info("%s: waiting for a trainer to write run.json", directory.path)
+        async for _ in changes(directory.path, stop=anyio.Event(), poll_s=POLL_S):
+            run = RunFile.read(directory)
+            if run is not None:
+                return run
+    if run is None:
+        raise SettingsError(
+            "there is no run.json, so its destination is unknown",
+            subject=str(directory.path),
+            hint="name one with --to s3://bucket/prefix",
+        )
+    return run
+
+
+@contextmanager
+def _lock(directory: RunDirectory) -> Iterator[None]:
+    with files.disk_errors("creating", directory.uploader_directory):
+        files.make_directory(directory.uploader_directory)
+        lock = files.lock(directory.uploader_lock)
+    if lock is None:
+        raise OwnershipError(
+            "another uploader serves it already",
+            subject=str(directory.path),
+            hint="nothing to do: that one goes on",
+        )
+    try:
+        yield
+    finally:
+        os.close(lock)
+
+
+def is_run_directory(path: Path) -> bool:
+    """Whether a directory is a run's, and not the parent of several."""
+    if (path / "run.json").exists() or (path / ".trainer.lock").exists():
+        return True
+    return any(layout.parse_step(child.name) is not None for child in path.iterdir())
+
+
+async def serve_parent(path: Path, *, fallback: Fallback | None = None, once: bool = False) -> None:
+    """Serve every run directory below a parent, new ones as they come, until stopped.
+
+    A run's failure is logged and ends the service of that run only, until something changes in it.
+
+    Raises:
+        WmtpError: with ``once``: some of it could not be made durable.
+    """
+    errors: list[WmtpError] = []
+    looked_at: dict[Path, int | None] = {}
+
+    async def serve(run: Path) -> None:
+        try:
+            await serve_run(run, fallback=fallback, once=once)
+        except WmtpError as error:
+            log.error("%s", error)
+            errors.append(error)
+        looked_at[run] = _changed_at(run)
+
+    async with task_group() as group:
+        async for _ in changes(path, stop=anyio.Event(), poll_s=POLL_S):
+            for run in _unserved_runs(path):
+                if run not in looked_at or looked_at[run] not in (None, _changed_at(run)):
+                    looked_at[run] = None  # being served
+                    group.start_soon(serve, run)
+            if once:
+                break
+    if errors:
+        raise errors[0]
+
+
+def _unserved_runs(path: Path) -> list[Path]:
+    with files.disk_errors("watching", path):
+        children = [child for child in path.iterdir() if child.is_dir() and layout.is_run_name(child.name)]
+    runs = [child for child in children if is_run_directory(child)]
+    return [run for run in sorted(runs) if not files.is_locked(RunDirectory(run).uploader_lock)]
+
+
+def _changed_at(run: Path) -> int:
+    """When something last came into the directory or left it; 0 once it is gone."""
+    return run.stat().st_mtime_ns if run.exists() else 0

@@ -1,0 +1,189 @@
+"""Every name: files of a run directory, keys of a run in the store, and what may be a file's path.
+
+Two rules hold everywhere. A name that ends in ``.tmp`` is never read. A key belongs to one generation and
+is used once, for completing an old multipart upload overwrites whatever its key holds by then.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+_STEP = re.compile(r"step_(0|[1-9][0-9]{0,17})\Z")
+_STEP_AT = re.compile(r"step_(0|[1-9][0-9]{0,17})@g(0|[1-9][0-9]{0,8})\Z")
+_TEMPORARY = re.compile(r"step_(0|[1-9][0-9]{0,17})\.g(0|[1-9][0-9]{0,8})\.tmp\Z")
+_NODE_RECORD = re.compile(r"node-[0-9]{4}\.json\Z")
+_RUN_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}\Z")
+
+MANIFEST_KEY = "manifest.json"
+GENERATIONS_PREFIX = "generations/"
+COMMIT_RECORD_NAME = "checkpoint.json"
+
+
+def step_name(step: int) -> str:
+    """``step_1000``: a step's directory, its name in the manifest, and what a user types."""
+    return f"step_{step}"
+
+
+def step_at(step: int, generation: int) -> str:
+    """``step_700@g2``: a superseded step, which shares its number with a live one."""
+    return f"step_{step}@g{generation}"
+
+
+def parse_step(name: str) -> int | None:
+    """The step of ``step_N``; None for any other name."""
+    found = _STEP.match(name)
+    return int(found[1]) if found else None
+
+
+def parse_step_at(name: str) -> tuple[int, int] | None:
+    """The step and generation of ``step_N@gG``; None for any other name."""
+    found = _STEP_AT.match(name)
+    return (int(found[1]), int(found[2])) if found else None
+
+
+def parse_temporary(name: str) -> tuple[int, int] | None:
+    """The step and generation of ``step_N.gG.tmp``; None for any other name."""
+    found = _TEMPORARY.match(name)
+    return (int(found[1]), int(found[2])) if found else None
+
+
+def is_node_record(name: str) -> bool:
+    return _NODE_RECORD.match(name) is not None
+
+
+def is_run_name(name: str) -> bool:
+    """Whether the name can be both a directory and a part of a key."""
+    return _RUN_NAME.match(name) is not None
+
+
+def is_safe_path(path: str) -> bool:
+    """Whether a path from a record stays below its directory on every platform.
+
+    Refused: empty, absolute, ``.`` and ``..``, backslashes, colons, control characters, hidden parts.
+    """
+    if not path or len(path) > 512 or re.search(r"[\x00-\x1f\x7f\\:]", path):
+        return False
+    return all(part and not part.startswith(".") for part in path.split("/"))
+
+
+def model_shard(rank: int, number: int) -> str:
+    return f"model-rank{rank:05d}-{number:04d}.safetensors"
+
+
+def optim_shard(rank: int, number: int) -> str:
+    return f"optim-rank{rank:05d}-{number:04d}.safetensors"
+
+
+def state_file(rank: int) -> str:
+    return f"state-rank{rank:05d}.json"
+
+
+def rank_record(rank: int) -> str:
+    """Written by each rank when its files are durable; gone once the node record holds what it said."""
+    return f"rank-{rank:05d}.json"
+
+
+def node_record(node: int) -> str:
+    return f"node-{node:04d}.json"
+
+
+@dataclass(frozen=True, slots=True)
+class RunDirectory:
+    """The files of one run on one node: the truth the uploader works from."""
+
+    path: Path
+
+    @property
+    def run_file(self) -> Path:
+        return self.path / "run.json"
+
+    @property
+    def trainer_lock(self) -> Path:
+        """Locked by the trainer of this node as long as it lives."""
+        return self.path / ".trainer.lock"
+
+    @property
+    def uploader_directory(self) -> Path:
+        return self.path / ".uploader"
+
+    @property
+    def uploader_lock(self) -> Path:
+        """Locked by the one uploader that serves this directory."""
+        return self.uploader_directory / "lock"
+
+    @property
+    def status_file(self) -> Path:
+        return self.uploader_directory / "status.json"
+
+    @property
+    def uploader_log(self) -> Path:
+        return self.uploader_directory / "log"
+
+    @property
+    def trash(self) -> Path:
+        """What was renamed away and is being deleted; never read."""
+        return self.path / ".trash"
+
+    def events(self, rank: int) -> Path:
+        return self.path / f"events-rank{rank:05d}.jsonl"
+
+    def event_files(self) -> list[Path]:
+        return sorted(self.path.glob("events-rank[0-9]*.jsonl"))
+
+    def step(self, step: int) -> Path:
+        return self.path / step_name(step)
+
+    def temporary(self, step: int, generation: int) -> Path:
+        """Where generation ``generation`` writes a step before the rename that commits it."""
+        return self.path / f"{step_name(step)}.g{generation}.tmp"
+
+
+@dataclass(frozen=True, slots=True)
+class RunKeys:
+    """The keys of one run, relative to the run's location.
+
+    Attributes:
+        in_place: the location is the run directory itself: files have no generation in their keys,
+            for the rename has committed them already.
+    """
+
+    in_place: bool = False
+
+    def step_prefix(self, step: int, generation: int) -> str:
+        return f"{step_name(step)}/" if self.in_place else f"{step_name(step)}/g{generation}/"
+
+    def commit_record(self, step: int, generation: int) -> str:
+        return self.step_prefix(step, generation) + COMMIT_RECORD_NAME
+
+
+def generation_key(generation: int) -> str:
+    return f"{GENERATIONS_PREFIX}{generation:04d}.json"
+
+
+def parse_generation_key(key: str) -> int | None:
+    """The number of ``generations/NNNN.json``; None for any other key."""
+    found = re.fullmatch(r"generations/([0-9]{4,9})\.json", key)
+    return int(found[1]) if found else None
+
+
+def parse_commit_record_key(key: str) -> int | None:
+    """The step of ``step_N/gG/checkpoint.json`` or ``step_N/checkpoint.json``; None for any other key."""
+    path = PurePosixPath(key)
+    return (
+        parse_step(path.parts[0]) if path.name == COMMIT_RECORD_NAME and len(path.parts) in (2, 3) else None
+    )
+
+
+def parse_step_key(key: str) -> tuple[int, int] | None:
+    """The step and generation of a file ``step_N/gG/…``; None for any other key."""
+    found = re.match(r"(step_[0-9]{1,18})/g(0|[1-9][0-9]{0,8})/.", key)
+    step = parse_step(found[1]) if found else None
+    return (step, int(found[2])) if found and step is not None else None
+
+
+def suggest_steps(steps: Iterable[int], *, most: int = 12) -> str:
+    """The steps there are, for a message: the newest ones first, the rest as a count."""
+    ordered = sorted(steps, reverse=True)
+    names = ", ".join(step_name(step) for step in ordered[:most])
+    return f"{names} and {len(ordered) - most} more" if len(ordered) > most else names or "none"

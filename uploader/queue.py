@@ -1,0 +1,100 @@
+"""The durable queue: one append-only file a rank, from the trainer's writer thread to the uploader.
+
+The file holds what is not acknowledged. A reader keeps no position of its own: after a restart it reads
+the file from its start, and everything it does for an event may be done twice. When every event of a
+file is acknowledged the file goes, under the lock that appending takes, so no event falls in between.
+"""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from uploader.events import Event, decoder
+
+
+def put(path: Path, event: Event) -> None:
+    """Append an event and make it durable. Called on the writer thread, never on the training thread.
+
+    A line that a crash tore is closed first, so that it can't swallow this one.
+
+    Raises:
+        OSError: the disk refused.
+    """
+    line = event.model_dump_json().encode() + b"\n"
+    with _locked(path, os.O_RDWR | os.O_CREAT) as descriptor:
+        size = os.fstat(descriptor).st_size
+        torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+        os.pwrite(descriptor, b"\n" + line if torn else line, size)
+        os.fsync(descriptor)
+
+
+class EventQueue:
+    """The reader's side of one file: receive what is new, acknowledge what is done."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._inode = 0
+        self._read_bytes = 0
+        self._pending: list[Event] = []
+
+    def receive(self) -> list[Event]:
+        """Every event not acknowledged, in order, older ones first; a torn tail waits for its end."""
+        try:
+            with open(self._path, "rb") as file:
+                inode = os.fstat(file.fileno()).st_ino
+                if inode != self._inode:
+                    self._inode, self._read_bytes, self._pending = inode, 0, []
+                file.seek(self._read_bytes)
+                data = file.read()
+        except FileNotFoundError:
+            self._inode, self._read_bytes, self._pending = 0, 0, []
+            return []
+        whole = data.rfind(b"\n") + 1
+        self._read_bytes += whole
+        self._pending += _decode_lines(data[:whole])
+        return list(self._pending)
+
+    def acknowledge(self, event: Event) -> None:
+        """Done with this event, and with any equal to it. The file goes when none is left."""
+        self._pending = [pending for pending in self._pending if pending != event]
+        if not self._pending and self._inode:
+            self._delete_if_read()
+
+    def _delete_if_read(self) -> None:
+        try:
+            with _locked(self._path, os.O_RDWR) as descriptor:
+                status = os.fstat(descriptor)
+                if status.st_ino == self._inode and status.st_size == self._read_bytes:
+                    os.unlink(self._path)
+        except FileNotFoundError:
+            return
+
+
+def _decode_lines(data: bytes) -> Iterator[Event]:
+    for line in data.splitlines():
+        try:
+            yield decoder.validate_json(line)
+        except ValidationError:
+            # A torn line, or an event of a newer trainer. The disk says what there is to upload.
+            continue
+
+
+@contextmanager
+def _locked(path: Path, flags: int) -> Iterator[int]:
+    """The file, open and locked, and still the one of that name: not unlinked while we waited."""
+    while True:
+        descriptor = os.open(path, flags, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if os.fstat(descriptor).st_nlink > 0:
+                yield descriptor
+                return
+        finally:
+            os.close(descriptor)
+
+
+__all__ = ["EventQueue", "put"]

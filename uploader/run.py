@@ -1,0 +1,66 @@
+"""``run.json``: what a trainer tells the uploader of its run; rewritten atomically at each start."""
+
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import Field
+
+from uploader import files
+from uploader.generation import Claim
+from uploader.layout import RunDirectory, RunKeys
+from uploader.location import Location
+from uploader.record import decode
+from uploader.retention import Retention
+from uploader.settings import SCHEMA_VERSION, StorageSettings, UploadSettings
+
+
+class RunFile(Claim):
+    """A run as one node sees it.
+
+    Attributes:
+        destination: the run's location in the store, absolute, without credentials.
+        nodes: how many nodes write to the run; ``node`` is which of them this directory is.
+        local_ranks: the ranks that write into this directory.
+    """
+
+    schema_version: Annotated[int, Field(ge=1, le=SCHEMA_VERSION)] = SCHEMA_VERSION
+    run: str
+    destination: str
+    storage: StorageSettings = StorageSettings()
+    upload: UploadSettings = UploadSettings()
+    retention: Retention = Retention()
+    node: Annotated[int, Field(ge=0)] = 0
+    nodes: Annotated[int, Field(ge=1)] = 1
+    local_ranks: list[int] = [0]
+    world_size: Annotated[int, Field(ge=1)] = 1
+
+    @classmethod
+    def read(cls, directory: RunDirectory) -> Self | None:
+        """The run file of a run directory; None where no trainer wrote one yet.
+
+        Raises:
+            CorruptError: it can't be read.
+        """
+        try:
+            data = directory.run_file.read_bytes()
+        except FileNotFoundError:
+            return None
+        hint = "start the trainer again: it writes a new one"
+        return decode(cls, data, subject=str(directory.run_file), hint=hint)
+
+    def write(self, directory: RunDirectory) -> None:
+        """Replace the run file, atomically and durably."""
+        files.replace(directory.run_file, self.model_dump_json(indent=1).encode() + b"\n")
+
+    @property
+    def location(self) -> Location:
+        return Location.parse(self.destination, field="destination")
+
+    def keys(self, directory: Path) -> RunKeys:
+        """The run's keys; without a generation where the destination is the run directory itself."""
+        return RunKeys(in_place=is_in_place(self.location, directory))
+
+
+def is_in_place(location: Location, directory: Path) -> bool:
+    """Whether checkpoints stay where the trainer writes them: the rename is the commit."""
+    return not location.is_s3 and location.directory.resolve() == directory.resolve()

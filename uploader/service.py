@@ -1,0 +1,260 @@
+"""The uploader of one run, as a table of contents: look, upload and commit, prune, sweep; then wait.
+
+There is no second path for recovery. Each round looks at the disk and at the manifest and does what is
+missing; the first round after a crash is like any other. Events only wake it and say that a run has ended.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+
+import anyio
+
+from uploader import layout, manifest, prune
+from uploader.backlog import Backlog, sort_out
+from uploader.commit import commit
+from uploader.errors import CorruptError, OwnershipError, WmtpError
+from uploader.events import Event, RunFinished
+from uploader.files import is_locked
+from uploader.layout import RunDirectory
+from uploader.manifest import Entry, Manifest, ManifestFile
+from uploader.multipart import PartBuffers
+from uploader.queue import EventQueue
+from uploader.retry import RetryPolicy
+from uploader.run import RunFile
+from uploader.status import StatusFile
+from uploader.store.base import ObjectStore
+from uploader.store.retrying import RetryingStore
+from uploader.watch import LocalStep, LocalSteps, changes
+
+log = logging.getLogger("uploader")
+
+POLL_S = 2.0
+"""How long a lost notification can go unnoticed."""
+
+
+@dataclass(frozen=True)
+class Clocks:
+    """The moments and waits of a service; injected by tests."""
+
+    now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    monotonic: Callable[[], float] = time.monotonic
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+
+
+class RunService:
+    """Serves one run directory and one destination until the run is over.
+
+    Args:
+        run: the run as ``run.json`` says, or as the command line does where there is none.
+        store: the run's location; requests are repeated here.
+        status: is told of everything.
+    """
+
+    def __init__(
+        self, directory: RunDirectory, run: RunFile, store: ObjectStore, status: StatusFile, clocks: Clocks
+    ) -> None:
+        self._directory, self._run, self._status, self._clocks = directory, run, status, clocks
+        self._keys = run.keys(directory.path)
+        self._store = RetryingStore(store, clocks.retry, status.retrying)
+        self._manifest = ManifestFile(self._store, run.run, self._keys)
+        self._steps = LocalSteps(directory, node=run.node)
+        self._queues = [EventQueue(directory.events(rank)) for rank in run.local_ranks]
+        self._buffers = PartBuffers(run.upload.part_size_bytes, run.upload.parts_in_flight)
+        self._index = Manifest(run=run.run)
+        self._failed: dict[str, CorruptError] = {}
+        self._error: WmtpError | None = None
+        self._skipped: set[str] = set()
+        self._settled: object = None
+        self._swept_generation: int | None = None
+        self._trainer_seen_s = clocks.monotonic()
+
+    async def serve(self) -> None:
+        """Work until the run is finished, or its trainer is gone, and nothing is left to do.
+
+        Returns early where ``run.json`` names another destination: the caller opens that one.
+
+        Raises:
+            OwnershipError: a newer generation owns the run elsewhere.
+            WmtpError: the run is over and some of it could not be made durable.
+        """
+        async for _ in changes(self._directory.path, stop=anyio.Event(), poll_s=POLL_S):
+            if not self._adopt_run_file():
+                return
+            events = await self.round()
+            if self._is_over(events):
+                return self._end(events)
+
+    async def once(self) -> None:
+        """Do what there is to do now.
+
+        Raises:
+            WmtpError: some of it could not be made durable.
+        """
+        self._adopt_run_file()
+        self._end(await self.round())
+
+    async def round(self) -> list[Event]:
+        """Look at everything, do what is missing, and return the events that are still pending.
+
+        An error that cannot heal is shown and ends the round; the next change on disk tries again.
+
+        Raises:
+            OwnershipError: a newer generation owns the run elsewhere.
+        """
+        # Events before the disk: the step of an event that was received is on disk by then.
+        events = [event for queue in self._queues for event in queue.receive()]
+        local = self._scan()
+        if self._signature(local) != self._settled:
+            try:
+                local = await self._work(local)
+                self._error = None
+                self._status.show(state="waiting", upload=None, error=None)
+            except OwnershipError:
+                raise
+            except WmtpError as error:
+                self._error = error
+                self._status.failed(error)
+            self._settled = self._signature(local)
+        self._acknowledge(events, local)
+        return [event for queue in self._queues for event in queue.receive()]
+
+    def _signature(self, local: list[LocalStep]) -> object:
+        """What a round depends on: while it is unchanged, the store is not asked anything."""
+        return self._run, [(one.step, one.generation) for one in local]
+
+    async def _work(self, local: list[LocalStep]) -> list[LocalStep]:
+        """Upload the newest step that waits, look again, until none waits. Pruning follows each commit."""
+        self._index = await self._read_manifest()
+        while waiting := self._sort_out(local).upload:
+            await self._make_durable(waiting[0])
+            await self._prune(local)
+            local = self._scan()
+        await self._prune(local)
+        local = self._scan()
+        await self._sweep_once(local)
+        return local
+
+    async def _read_manifest(self) -> Manifest:
+        return await self._manifest.read() or await self._manifest.from_records()
+
+    def _scan(self) -> list[LocalStep]:
+        """Committed steps on disk, newest first. A record that can't be read fails its step only."""
+        local, errors = self._steps.scan()
+        for error in errors:
+            self._fail_step(error.subject, error)
+        self._status.located(max((one.step for one in local), default=None), self._index.latest)
+        return local
+
+    def _sort_out(self, local: list[LocalStep]) -> Backlog:
+        now = self._clocks.now()
+        backlog = sort_out(local, self._index, self._run, self._run.retention, now=now, failed=self._failed)
+        for one in backlog.skip:
+            if one.name not in self._skipped:
+                self._skipped.add(one.name)
+                self._status.skipped(one.record)
+        return backlog
+
+    async def _make_durable(self, local: LocalStep) -> None:
+        """Commit one step and list it in the manifest."""
+        began_s = self._clocks.monotonic()
+        self._status.uploading(local.record)
+        try:
+            record = await commit(local, self._store, self._keys, self._buffers, self._status.progressed)
+        except CorruptError as error:
+            return self._fail_step(local.name, error)
+        if record is not None:
+            entry = Entry.of(record, self._keys)
+            self._index = await self._manifest.update(
+                lambda index: manifest.committed(index, entry, self._run)
+            )
+            self._status.durable(local.record, self._clocks.monotonic() - began_s)
+
+    def _fail_step(self, name: str, error: CorruptError) -> None:
+        """A step that is corrupt on disk never blocks the next one."""
+        if name not in self._failed:
+            self._failed[name] = error
+            self._status.step_failed(name, error)
+
+    async def _prune(self, local: list[LocalStep]) -> None:
+        """The store first, then the disk. Node 0 prunes the store for all nodes."""
+        if self._run.node == 0:
+            await self._prune_store(local)
+        if not self._keys.in_place:
+            gone = await prune.discard_local(self._directory, self._sort_out(local).discard)
+            if gone:
+                self._status.pruned(gone, where="local")
+
+    async def _prune_store(self, local: list[LocalStep]) -> None:
+        policy, upload = self._run.retention, self._run.upload
+        now, long_ago = await prune.store_times(
+            self._store, self._index, policy, upload.keep_superseded_s, self._clocks.now()
+        )
+        names = prune.superfluous(self._index, policy, now=now, long_ago=long_ago)
+        if not names and not self._index.deleting:
+            return
+        remove: prune.Remove = partial(prune.remove_objects, self._store, self._keys)
+        if self._keys.in_place:
+            remove = partial(prune.remove_directory, self._directory, local)
+        gone = await prune.prune_store(self._manifest, names, self._run, remove, upload.delete_grace_s)
+        self._index = await self._read_manifest()
+        if gone:
+            self._status.pruned([entry.step for entry in gone], where="remote")
+
+    async def _sweep_once(self, local: list[LocalStep]) -> None:
+        """Debris that former generations left is looked for once in each."""
+        if self._run.node == 0 and not self._keys.in_place and self._swept_generation != self._run.generation:
+            swept = await prune.sweep(self._store, self._keys, self._index, self._run, local)
+            self._swept_generation = self._run.generation
+            if swept:
+                log.info("swept %d objects that no step names", swept)
+
+    def _acknowledge(self, events: list[Event], local: list[LocalStep]) -> None:
+        """A saved step is done with when it is durable, skipped, superseded, failed or gone."""
+        waiting = local if self._error else self._sort_out(local).upload
+        names = {one.name for one in waiting}
+        for queue in self._queues:
+            for event in events:
+                ended = isinstance(event, RunFinished)
+                done = event.generation < self._run.generation if ended else _name(event) not in names
+                if done:
+                    queue.acknowledge(event)
+
+    def _adopt_run_file(self) -> bool:
+        """Take over what a new start of the trainer wrote; False where it names another destination."""
+        found = RunFile.read(self._directory)
+        if found is None or found == self._run:
+            return True
+        if (found.destination, found.storage) != (self._run.destination, self._run.storage):
+            return False
+        log.info("serving generation %d", found.generation)
+        self._run = found
+        self._status.show(generation=found.generation)
+        return True
+
+    def _is_over(self, events: list[Event]) -> bool:
+        """Finished as planned, or the trainer has been gone for a while. What is left, the round did."""
+        if any(isinstance(event, RunFinished) for event in events):
+            return True
+        now_s = self._clocks.monotonic()
+        if is_locked(self._directory.trainer_lock):
+            self._trainer_seen_s = now_s
+        return now_s - self._trainer_seen_s >= self._run.upload.idle_exit_s
+
+    def _end(self, events: list[Event]) -> None:
+        """Close the books. Whatever could not be made durable is the exit's error."""
+        error = self._error or next(iter(self._failed.values()), None)
+        if error is not None:
+            self._status.failed(error)
+            raise error
+        for queue in self._queues:
+            for event in events:
+                queue.acknowledge(event)
+        self._status.show(state="drained", upload=None)
+
+
+def _name(event: Event) -> str:
+    return layout.step_at(event.step, event.generation)
