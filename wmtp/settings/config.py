@@ -1,0 +1,152 @@
+"""The config: where things are and run. Paths, store, devices, launcher; never what is trained.
+
+Paths and locations are kept as written; ``resolve`` makes them absolute.
+"""
+
+from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import Field, field_validator, model_validator
+
+from uploader.settings import StorageSettings
+from wmtp.settings.fields import Count, KeepLast, NotNegative, Positive, SaveInterval, Section
+
+
+class CheckpointPaths(Section):
+    """Where checkpoints go, how often, and how long they stay.
+
+    Attributes:
+        base_path: ``file://``, ``s3://`` or a bare path; the run's name is joined to it.
+        local_path: the fast local directory; None means the base itself for ``file://``, ``./ckpt`` for ``s3://``.
+        save_interval: steps from one checkpoint to the next.
+        keep_last: committed steps that retention keeps.
+        save_final: whether the last step is saved whatever the interval.
+        shard_size_bytes: a rank's state is cut into files of at most this size.
+        delete_grace_s: from a step's leaving the manifest to the deletion of its objects.
+        durable_timeout_s: how long the end of training waits for its final checkpoint to be durable.
+        store_timeout_s: how long the start of training waits for the store to answer.
+    """
+
+    base_path: str = "file://./checkpoints"
+    local_path: str | None = None
+    save_interval: SaveInterval = 500
+    keep_last: KeepLast = 3
+    save_final: bool = True
+    shard_size_bytes: Count = 256 * 1024 * 1024
+    delete_grace_s: NotNegative = 0.0
+    durable_timeout_s: Positive = 600.0
+    store_timeout_s: Positive = 30.0
+
+
+class ModelPaths(Section):
+    """Models an algorithm reads, each a local path or an ``s3://`` URI: base, reference and reward model."""
+
+    base: str | None = None
+    ref: str | None = None
+    rm: str | None = None
+
+
+class Paths(Section):
+    """Everything that lies somewhere.
+
+    Attributes:
+        datasets: name to local path or ``s3://`` URI; a recipe's ``data.train`` names one.
+        cache: directory for prepared data and for what was downloaded.
+    """
+
+    checkpoints: CheckpointPaths = CheckpointPaths()
+    models: ModelPaths = ModelPaths()
+    datasets: dict[str, str] = {}
+    cache: str = "./.cache"
+
+
+class Storage(StorageSettings):
+    """How the S3 store is reached; credentials come from the AWS chain only.
+
+    Attributes:
+        dev_s3: data directory of the embedded development server, which ``wmtp train`` then starts itself.
+    """
+
+    dev_s3: str | None = None
+
+    @field_validator("endpoint_url")
+    @classmethod
+    def _endpoint(cls, url: str | None) -> str | None:
+        if url is None:
+            return None
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("it is no URL of a server: write http://host:port or https://host")
+        if "@" in parts.netloc:
+            raise ValueError("it holds credentials: leave those to the AWS environment or its files")
+        return url
+
+    @model_validator(mode="after")
+    def _one_server(self) -> Self:
+        if self.dev_s3 is not None and self.endpoint_url is not None:
+            raise ValueError("dev_s3 and endpoint_url name two servers: keep one")
+        if self.sse_kms_key_id is not None and self.sse != "aws:kms":
+            raise ValueError("sse_kms_key_id has no effect without sse: aws:kms")
+        return self
+
+
+class Devices(Section):
+    """Where tensors live; dtype ``auto`` is bfloat16 on CUDA and float32 on CPU."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    compile: bool = False
+
+
+class LauncherResources(Section):
+    """The fields of a VESSL run file (docs.vessl.ai/reference/yaml/run-yaml), all optional.
+
+    Attributes:
+        imports: ``import`` in the file; path in the container to what is copied there at the start.
+        mount: path in the container to the volume mounted there.
+        export: path in the container to where it is copied at the end.
+    """
+
+    cluster: str | None = None
+    preset: str | None = None
+    node_names: list[str] = []
+    image: str | None = None
+    env: dict[str, str] = {}
+    imports: Annotated[dict[str, str], Field(alias="import")] = {}
+    mount: dict[str, str] = {}
+    export: dict[str, str] = {}
+    workdir: str | None = None
+    command: str | None = None
+
+
+class Launcher(Section):
+    """What starts the run."""
+
+    target: Literal["local", "vessl", "generic"] = "local"
+    resources: LauncherResources = LauncherResources()
+
+
+class Mlflow(Section):
+    """Tracking with MLflow; off unless enabled."""
+
+    enabled: bool = False
+    experiment: str = "wmtp"
+    tracking_uri: str | None = None
+
+
+class Config(Section):
+    """One config file, whole; every field has a default.
+
+    Attributes:
+        seed: of initial weights, dropout and data order.
+        log_interval: steps from one logged line to the next.
+    """
+
+    project: str = "wmtp"
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
+    log_interval: Count = 10
+    paths: Paths = Paths()
+    storage: Storage = Storage()
+    devices: Devices = Devices()
+    launcher: Launcher = Launcher()
+    mlflow: Mlflow = Mlflow()

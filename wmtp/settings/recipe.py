@@ -1,0 +1,198 @@
+"""The recipe: what is trained. Run name, algorithm, data, model, optimizer, loss; never where it runs.
+
+A field of ``train.checkpointing`` that is None inherits the config's. The built-in defaults are the
+baseline on Python's standard library.
+"""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from wmtp.settings.fields import (
+    Count,
+    Fraction,
+    KeepLast,
+    NotNegative,
+    Positive,
+    RunName,
+    SaveInterval,
+    Section,
+)
+
+Algo = Literal["baseline-mtp", "rho1-weighted", "rho1-tokenskip", "critic-wmtp", "rho1-wmtp"]
+SelectionMode = Literal["weighted", "tokenskip"]
+
+MODELS_NEEDED: dict[Algo, tuple[str, ...]] = {
+    "baseline-mtp": (),
+    "rho1-weighted": ("ref",),
+    "rho1-tokenskip": ("ref",),
+    "critic-wmtp": ("rm",),
+    "rho1-wmtp": ("ref",),
+}
+"""Which of the config's ``paths.models`` an algorithm reads."""
+
+
+class Run(Section):
+    """What the run is called; its name is its directory and its prefix in the bucket."""
+
+    name: RunName = "stdlib-mtp"
+    tags: list[str] = []
+
+
+class Checkpointing(Section):
+    """What this recipe wants other than the config; None inherits.
+
+    Attributes:
+        checkpoint_path: base of the run, in place of the config's ``base_path``.
+        auto_resume_latest: as ``--resume auto``: start fresh only where it is proven that nothing is there.
+    """
+
+    save_interval: SaveInterval | None = None
+    keep_last: KeepLast | None = None
+    save_final: bool | None = None
+    checkpoint_path: str | None = None
+    auto_resume_latest: bool = False
+
+
+class Train(Section):
+    """The algorithm and how long it runs: ``max_steps`` or ``num_epochs``; with neither, 400 steps."""
+
+    algo: Algo = "baseline-mtp"
+    max_steps: Count | None = None
+    num_epochs: Count | None = None
+    checkpointing: Checkpointing = Checkpointing()
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if self.max_steps is not None and self.num_epochs is not None:
+            raise ValueError("max_steps and num_epochs are both set: set one of them to null")
+        return self
+
+
+class Data(Section):
+    """Text and batches.
+
+    Attributes:
+        train: a name of the config's ``paths.datasets``, a path or URI, or ``stdlib``.
+        validation_fraction: share of the data held out; 0 holds out nothing.
+        sequence_length: tokens a sequence.
+        batch_size: sequences a forward pass.
+        gradient_accumulation: forward passes a step.
+    """
+
+    train: str = "stdlib"
+    validation_fraction: Fraction = 0.01
+    sequence_length: Annotated[int, Field(ge=2)] = 128
+    batch_size: Count = 8
+    gradient_accumulation: Count = 1
+
+
+class Model(Section):
+    """The decoder: a shared trunk of layers, then ``heads`` prediction heads of one layer each.
+
+    Attributes:
+        attention_heads: query heads of a layer; each group of them shares one of ``kv_heads``.
+    """
+
+    hidden_size: Count = 128
+    intermediate_size: Count = 384
+    trunk_layers: Count = 2
+    heads: Count = 4
+    attention_heads: Count = 4
+    kv_heads: Count = 2
+    rope_theta: Positive = 10_000.0
+    dropout: Fraction = 0.0
+
+    @model_validator(mode="after")
+    def _divisible(self) -> Self:
+        if self.hidden_size % (2 * self.attention_heads):
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not attention_heads {self.attention_heads} times an even"
+                " number, which rotary embedding needs"
+            )
+        if self.attention_heads % self.kv_heads:
+            raise ValueError(
+                f"attention_heads {self.attention_heads} is not a multiple of kv_heads {self.kv_heads}"
+            )
+        return self
+
+
+class Optim(Section):
+    """AdamW, warm-up and cosine as a function of the step.
+
+    Attributes:
+        warmup_steps: steps of linear warm-up; None is a tenth of all steps.
+        min_lr_ratio: the last step's learning rate as a share of the highest.
+    """
+
+    learning_rate: Positive = 1e-3
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    weight_decay: NotNegative = 0.1
+    warmup_steps: Annotated[int, Field(ge=0)] | None = None
+    min_lr_ratio: Annotated[float, Field(ge=0, le=1)] = 0.1
+    clip_norm: Positive = 1.0
+
+    def warmup_of(self, max_steps: int) -> int:
+        """Steps of warm-up in a run of ``max_steps`` steps."""
+        return max_steps // 10 if self.warmup_steps is None else self.warmup_steps
+
+
+class Rho1(Section):
+    """Weights from the excess loss over the reference model.
+
+    Attributes:
+        clip: lowest and highest weight of a token.
+        keep_ratio: share of the tokens kept when others are skipped.
+        selection_mode: None follows ``train.algo`` (``rho1-wmtp``: weighted).
+    """
+
+    temperature: Positive = 0.7
+    clip: tuple[NotNegative, Positive] = (0.05, 3.0)
+    keep_ratio: Annotated[float, Field(gt=0, le=1)] = 0.7
+    selection_mode: SelectionMode | None = None
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.clip[0] >= self.clip[1]:
+            raise ValueError(f"clip {list(self.clip)} is not [lowest, highest]")
+        return self
+
+
+class Critic(Section):
+    """Weights from the differences of a value head, trained on the reward model."""
+
+    gamma: Annotated[float, Field(gt=0, le=1)] = 0.99
+    gae_lambda: Annotated[float, Field(ge=0, le=1)] = 0.95
+    delta_lambda: Annotated[float, Field(ge=0, le=1)] = 0.95
+    temperature: Positive = 0.7
+    value_weight: NotNegative = 0.1
+
+
+class Loss(Section):
+    """One section for each way to weight tokens; ``train.algo`` picks."""
+
+    rho1: Rho1 = Rho1()
+    critic: Critic = Critic()
+
+
+class Recipe(Section):
+    """One recipe file, whole; every field has a default."""
+
+    run: Run = Run()
+    train: Train = Train()
+    data: Data = Data()
+    model: Model = Model()
+    optim: Optim = Optim()
+    loss: Loss = Loss()
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        mode, named = self.loss.rho1.selection_mode, self.train.algo.removeprefix("rho1-")
+        if mode is not None and named in ("weighted", "tokenskip") and mode != named:
+            raise ValueError(f"train.algo {self.train.algo} contradicts loss.rho1.selection_mode {mode}")
+        if self.data.sequence_length <= self.model.heads:
+            raise ValueError(
+                f"data.sequence_length {self.data.sequence_length} leaves no target"
+                f" for each of model.heads {self.model.heads}"
+            )
+        return self
