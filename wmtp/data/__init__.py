@@ -1,0 +1,1 @@
+"""Text to packed tokens to batches whose position in the data is one integer."""

@@ -1,0 +1,1 @@
+"""A Llama-style decoder with a shared trunk and several multi-token-prediction heads."""

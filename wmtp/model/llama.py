@@ -1,0 +1,179 @@
+"""The Llama decoder layer: RMSNorm, rotary positions, grouped-query attention, SwiGLU.
+
+Modules and parameters are named as Hugging Face's ``LlamaDecoderLayer`` names them, so reading and writing
+its files is a renaming. Source: ``transformers/models/llama/modeling_llama.py``; RoPE: arXiv 2104.09864;
+grouped-query attention: arXiv 2305.13245; SwiGLU: arXiv 2002.05202.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, fields
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from uploader.errors import SettingsError
+
+Rotary: TypeAlias = tuple[Tensor, Tensor]
+"""Cosines and sines, float32, each of shape [S, head_size]."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """The shape of a model; the defaults are the 1.2 M parameter reference over bytes.
+
+    Attributes:
+        trunk_layers: layers all heads share.
+        heads: multi-token-prediction heads of one layer each; head k predicts the token k+1 ahead.
+        attention_heads: query heads of each attention; ``kv_heads`` of keys and values divide them.
+        max_sequence_length: longest input, in tokens.
+        dropout: probability, on what each attention and each MLP adds.
+
+    Raises:
+        SettingsError: a value is out of range, or two don't fit together.
+    """
+
+    vocab_size: int = 264
+    hidden_size: int = 128
+    intermediate_size: int = 384
+    trunk_layers: int = 2
+    heads: int = 4
+    attention_heads: int = 4
+    kv_heads: int = 2
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-5
+    max_sequence_length: int = 1024
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        least = {"trunk_layers": 0, "dropout": 0, "norm_eps": 0}
+        for field in fields(self):
+            if (value := getattr(self, field.name)) < least.get(field.name, 1):
+                raise SettingsError(f"{value} is too small", subject=f"model.{field.name}")
+        if self.dropout >= 1:
+            raise SettingsError(f"{self.dropout} is not below 1", subject="model.dropout")
+        self._require_multiple("hidden_size", 2 * self.attention_heads, "twice attention_heads")
+        self._require_multiple("attention_heads", self.kv_heads, "kv_heads")
+
+    def _require_multiple(self, field: str, unit: int, what: str) -> None:
+        if (value := getattr(self, field)) % unit:
+            raise SettingsError(f"{value} is no multiple of {what} ({unit})", subject=f"model.{field}")
+
+    def require(self, *, vocab_size: int, sequence_length: int) -> None:
+        """Before the first step: can the model take this text at all?
+
+        Raises:
+            SettingsError: the tokenizer has ids the model doesn't know, or the samples are too long.
+        """
+        if vocab_size > self.vocab_size:
+            raise SettingsError(
+                f"{self.vocab_size} is less than the tokenizer's {vocab_size}", subject="model.vocab_size"
+            )
+        if sequence_length > self.max_sequence_length:
+            raise SettingsError(
+                f"{sequence_length} is more than the model's {self.max_sequence_length}",
+                subject="data.sequence_length",
+                hint="shorten the samples or raise model.max_sequence_length",
+            )
+
+    @property
+    def head_size(self) -> int:
+        """Channels of one attention head."""
+        return self.hidden_size // self.attention_heads
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for models of the same shape; hexadecimal."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+
+class RMSNorm(nn.Module):
+    """Scale each position to root mean square 1, in float32, then each channel by its weight."""
+
+    def __init__(self, hidden_size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(hidden_size))
+        self.eps = eps
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        wide = hidden.float()
+        scaled = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return self.weight * scaled.to(hidden.dtype)
+
+
+def rotary(config: ModelConfig, length: int, device: torch.device) -> Rotary:
+    """The angles of positions 0..length-1; channel i turns with channel i + head_size/2."""
+    channels = torch.arange(0, config.head_size, 2, device=device, dtype=torch.float32)
+    frequencies = config.rope_theta ** (-channels / config.head_size)
+    angles = torch.outer(torch.arange(length, device=device, dtype=torch.float32), frequencies)
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos(), angles.sin()
+
+
+def rotate(heads: Tensor, by: Rotary) -> Tensor:
+    """Turn queries or keys, shape [B, heads, S, head_size], by their positions."""
+    cos, sin = (table.to(heads.dtype) for table in by)
+    first, second = heads.chunk(2, dim=-1)
+    return heads * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+class Attention(nn.Module):
+    """Causal attention in which several query heads share one head of keys and values."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.head_size = config.head_size
+        self.grouped = config.kv_heads != config.attention_heads
+        kv_size = config.kv_heads * config.head_size
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, kv_size, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, kv_size, bias=False)
+        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+
+    def forward(self, hidden: Tensor, positions: Rotary) -> Tensor:
+        batch, length, _ = hidden.shape
+
+        def by_head(states: Tensor) -> Tensor:
+            return states.view(batch, length, -1, self.head_size).transpose(1, 2)
+
+        queries = rotate(by_head(self.q_proj(hidden)), positions)
+        keys = rotate(by_head(self.k_proj(hidden)), positions)
+        values = by_head(self.v_proj(hidden))
+        mixed = functional.scaled_dot_product_attention(
+            queries, keys, values, is_causal=True, enable_gqa=self.grouped
+        )
+        return self.o_proj(mixed.transpose(1, 2).reshape(batch, length, -1))  # type: ignore[no-any-return]
+
+
+class MLP(nn.Module):
+    """SwiGLU: one projection gates the other."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        gated = functional.silu(self.gate_proj(hidden)) * self.up_proj(hidden)
+        return self.down_proj(gated)  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """One decoder layer: attention, then MLP, each normalised before and added after."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.mlp = MLP(config)
+        self.dropout = config.dropout
+
+    def forward(self, hidden: Tensor, positions: Rotary) -> Tensor:
+        attended = self.self_attn(self.input_layernorm(hidden), positions)
+        hidden = hidden + functional.dropout(attended, self.dropout, self.training)
+        computed = self.mlp(self.post_attention_layernorm(hidden))
+        return hidden + functional.dropout(computed, self.dropout, self.training)
