@@ -1,0 +1,255 @@
+"""Save the training state without the step waiting: the front of everything that writes a checkpoint.
+
+On the training thread ``save`` takes microseconds and ``fence`` waits, before ``optimizer.step()``, for what
+is left of the copy. The rest happens on one thread that lives as long as the checkpointer.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Self
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from uploader import layout, queue
+from uploader.errors import WmtpError
+from uploader.events import RunFinished
+from uploader.files import disk_errors
+from uploader.layout import RunDirectory
+from uploader.record import Metrics
+from wmtp.checkpoint.snapshot import Snapshot, changeable_buffers
+from wmtp.checkpoint.state import Stateful, Tree, encode_tree, flatten, optimizer_state
+from wmtp.checkpoint.writer import Description, Disk, FileSource, write_checkpoint
+
+log = logging.getLogger("wmtp.checkpoint")
+
+SHARD_SIZE_BYTES = 256 * 1024**2
+
+
+@dataclass(slots=True)
+class Saved:
+    """How one save went.
+
+    Attributes:
+        stall_ms: for how long the training thread was held up: the call and the fence together.
+        copy_ms: from the call to the end of the copy.
+        local_ms: from the call until the step was committed on disk; None while it is not.
+        error: why it was not.
+    """
+
+    step: int
+    size_bytes: int = 0
+    stall_ms: float = 0.0
+    copy_ms: float | None = None
+    local_ms: float | None = None
+    error: WmtpError | None = None
+
+
+@dataclass
+class _Job:
+    what: Description
+    tree: Tree
+    saved: Saved
+    began_s: float
+    copied: threading.Event = field(default_factory=threading.Event)
+    done: threading.Event = field(default_factory=threading.Event)
+    failure: BaseException | None = None
+
+
+class Checkpointer:
+    """Saves one rank's model, optimizers and extra state into a run directory.
+
+    A fence is also hooked in front of every optimizer's step, so a loop that has no place for the visible
+    call is as safe.
+
+    Args:
+        what: run, generation and everything else the records say; its step is set by each save.
+        optimizers: by name.
+        extra: by name: whatever else has a state.
+        about: what made the checkpoints, in JSON: shown where a later start does not fit.
+        resumed_from: the step that is saved already, because the run goes on after it.
+        on_saved: called on the writer thread when a save has ended, well or not.
+    """
+
+    def __init__(
+        self,
+        directory: RunDirectory,
+        what: Description,
+        *,
+        model: nn.Module,
+        optimizers: Mapping[str, Optimizer],
+        extra: Mapping[str, Stateful],
+        about: Tree | None = None,
+        resumed_from: int | None = None,
+        shard_size_bytes: int = SHARD_SIZE_BYTES,
+        disk: Disk | None = None,
+        on_saved: Callable[[Saved], None] | None = None,
+    ) -> None:
+        self._directory, self._what, self._disk = directory, what, disk or Disk()
+        self._model, self._optimizers, self._extra, self._about = model, optimizers, extra, about or {}
+        self._snapshot = Snapshot(what.rank, shard_size_bytes)
+        self._on_saved = on_saved
+        self._job: _Job | None = None
+        self._wake = threading.Condition()
+        self._closing = False
+        self._hooks = [one.register_step_pre_hook(self._fence_hook) for one in optimizers.values()]
+        self.saved: list[Saved] = []
+        self.skipped = 0
+        self.last_step = resumed_from
+        self._thread = threading.Thread(target=self._write_jobs, name="wmtp-writer", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def busy(self) -> bool:
+        """Whether the last save is still being copied or written."""
+        return self._job is not None and not self._job.done.is_set()
+
+    def warm_up(self) -> None:
+        """Lay out and touch the host memory now, so that the first save is no slower than the rest."""
+        groups, _ = self._collect()
+        self._snapshot.prepare(groups)
+
+    def save(self, step: int, *, metrics: Metrics | None = None, wait_if_busy: bool = False) -> bool:
+        """Begin to save the state as it is now, after ``step`` optimizer steps.
+
+        Args:
+            wait_if_busy: for a save that must not be skipped (the final one, a preemption).
+
+        Returns:
+            False if it was skipped, because the last save is still being written.
+        """
+        if self.busy:
+            if not wait_if_busy:
+                self.skipped += 1
+                return False
+            self.wait()
+        began_s = time.perf_counter()
+        groups, tree = self._collect()
+        self._snapshot.capture(groups, changeable_buffers(self._model))
+        what = replace(self._what, step=step, metrics=metrics or {}, created_at=datetime.now(UTC))
+        saved = Saved(step)
+        self._job = _Job(what, tree, saved, began_s)
+        self.saved.append(saved)
+        self.last_step = step
+        with self._wake:
+            self._wake.notify()
+        saved.stall_ms += (time.perf_counter() - began_s) * 1e3
+        return True
+
+    def fence(self) -> None:
+        """Wait until the copy is done. Call it right before ``optimizer.step()``.
+
+        Raises:
+            WmtpError: the copy failed.
+        """
+        job = self._job
+        if job is None or job.copied.is_set():
+            return
+        began_s = time.perf_counter()
+        job.copied.wait()
+        job.saved.stall_ms += (time.perf_counter() - began_s) * 1e3
+        if job.failure is not None:
+            raise WmtpError("the snapshot failed", subject=layout.step_name(job.saved.step)) from job.failure
+
+    def _fence_hook(self, *_: object) -> None:
+        self.fence()
+
+    def wait(self) -> None:
+        """Wait until the last save has ended, well or not."""
+        if self._job is not None:
+            self._job.done.wait()
+
+    def finish(self, step: int) -> None:
+        """Wait for the last save and announce that the run ended as planned.
+
+        Raises:
+            WmtpError: the last save failed.
+        """
+        self.wait()
+        if self.saved and self.saved[-1].error is not None:
+            raise self.saved[-1].error
+        path = self._directory.events(self._what.rank)
+        with disk_errors("announcing to", path):
+            queue.put(path, RunFinished(generation=self._what.generation, step=step, rank=self._what.rank))
+
+    def close(self) -> None:
+        """End the thread after the save it may be at."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        self._thread.join()
+        for hook in self._hooks:
+            hook.remove()
+
+    def _collect(self) -> tuple[dict[str, dict[str, Tensor]], Tree]:
+        """Everything there is to save, the tensors not yet copied."""
+        model: dict[str, Tensor] = {}
+        optim: dict[str, Tensor] = {}
+        extra: dict[str, Tensor] = {}
+        tree: Tree = {"model": {}, "optim": {}, "extra": {}, "about": self._about}
+        for name, tensor in self._model.state_dict().items():
+            tree["model"][name] = flatten(tensor, name, model)
+        for name, optimizer in self._optimizers.items():
+            state = optimizer_state(optimizer, self._model)
+            tree["optim"][name] = flatten(state, f"optim.{name}", optim)
+        for name, stateful in self._extra.items():
+            tree["extra"][name] = flatten(stateful.state_dict(), f"extra.{name}", extra)
+        return {"model": model, "optim": optim, "extra": extra}, tree
+
+    def _write_jobs(self) -> None:
+        done: _Job | None = None
+        while True:
+            with self._wake:
+                self._wake.wait_for(lambda: self._closing or self._job is not done)  # noqa: B023
+                job = self._job
+                if job is None or job is done:
+                    return
+            self._write(job)
+            done = job
+
+    def _write(self, job: _Job) -> None:
+        """Copy, open the fence, write. Whatever goes wrong is kept with the save and told, never lost."""
+        try:
+            self._snapshot.copy()
+            job.saved.copy_ms = (time.perf_counter() - job.began_s) * 1e3
+            job.copied.set()
+            record = self._disk.run(write_checkpoint(self._directory, self._sources(job), job.what))
+            job.saved.size_bytes = record.size_bytes
+            job.saved.local_ms = (time.perf_counter() - job.began_s) * 1e3
+        except WmtpError as error:
+            job.saved.error = error
+        except BaseException as error:
+            job.failure = error
+            job.saved.error = WmtpError(
+                f"{type(error).__name__}: {error}", doing="saving", subject=layout.step_name(job.saved.step)
+            )
+        finally:
+            job.copied.set()
+            job.done.set()
+            if job.saved.error is not None:
+                log.error("%s was not saved: %s", layout.step_name(job.saved.step), job.saved.error)
+            if self._on_saved is not None:
+                self._on_saved(job.saved)
+
+    def _sources(self, job: _Job) -> list[FileSource]:
+        """The files of the checkpoint: shards as they lie in the arena, and the tree."""
+        arena = self._snapshot.arena
+        shards = [
+            FileSource(image.file_name, arena.bytes_of(image), arena.bytes_of(image, padded=True))
+            for image in arena.images
+        ]
+        tree = encode_tree(job.tree)
+        return [*shards, FileSource(layout.state_file(self._what.rank), memoryview(tree))]

@@ -1,0 +1,111 @@
+"""Begin a run with a checkpoint of another run, by path or URI. Nothing over there is changed."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from anyio import to_thread
+
+from uploader import files, layout
+from uploader.errors import CorruptError, NothingToResume
+from uploader.layout import RunDirectory, RunKeys
+from uploader.location import Location
+from uploader.manifest import Entry, ManifestFile
+from uploader.multipart import PartBuffers
+from uploader.record import NodeRecord
+from uploader.restore import check, read_commit_record, restore
+from uploader.retry import RetryPolicy
+from uploader.run import RunFile
+from uploader.store import open_store
+from uploader.store.base import ObjectStore
+from uploader.store.retrying import RetryingStore
+from uploader.watch import LocalStep, LocalSteps, read_step
+
+log = logging.getLogger("wmtp.checkpoint")
+
+Load = Callable[[Path, NodeRecord], None]
+Say = Callable[[str], None]
+
+STORE_TIMEOUT_S = 30.0
+"""How long another run's store may be unreachable before the start gives up."""
+
+
+async def load_fork(
+    location: Location, run: RunFile, directory: RunDirectory, load: Load, say: Say
+) -> tuple[int, str]:
+    """Load the checkpoint that a location names: a run (its newest intact step) or one of its steps.
+
+    Args:
+        run, directory: this run: how a store is reached, and where there is room for a download.
+
+    Returns:
+        The step, and where it came from.
+
+    Raises:
+        NothingToResume: there is no checkpoint at the location.
+        CorruptError: none there is intact.
+    """
+    local = [] if location.is_s3 else _local_steps(location.directory)
+    if local:
+        return await to_thread.run_sync(_load_newest_local, local, load, say)
+    step = layout.parse_step(location.name)
+    root = location if step is None else location.parent
+    async with open_store(root, run.storage) as opened:
+        store = RetryingStore(opened, RetryPolicy(deadline_s=STORE_TIMEOUT_S))
+        index = await ManifestFile(store, root.name, RunKeys()).read()
+        entries = list(index.live.values()) if index is not None else []
+        wanted = [entry for entry in entries if step in (None, entry.step)]
+        if not wanted:
+            there = layout.suggest_steps(entry.step for entry in entries)
+            raise NothingToResume(
+                "there is no checkpoint",
+                doing="resuming from",
+                subject=str(location),
+                hint=f"there are: {there}",
+            )
+        return await _load_newest_stored(wanted, store, run, directory, load, say)
+
+
+def _local_steps(path: Path) -> list[LocalStep]:
+    """The steps of a local directory that is a step's or a run's, newest first; none of any other."""
+    if layout.parse_step(path.name) is None:
+        return LocalSteps(RunDirectory(path)).scan()[0]
+    return [read_step(path)] if (path / layout.node_record(0)).exists() else []
+
+
+def _load_newest_local(steps: list[LocalStep], load: Load, say: Say) -> tuple[int, str]:
+    errors = []
+    for local in steps:
+        try:
+            with files.held_for_reading(local.path):
+                check(local.path, local.record.files)
+                load(local.path, local.record)
+            return local.step, str(local.path)
+        except CorruptError as error:
+            say(f"passed over: {error}")
+            errors.append(error)
+    raise errors[0]
+
+
+async def _load_newest_stored(
+    entries: list[Entry], store: ObjectStore, run: RunFile, directory: RunDirectory, load: Load, say: Say
+) -> tuple[int, str]:
+    buffers = PartBuffers(run.upload.part_size_bytes, run.upload.parts_in_flight)
+    target = directory.path / ".fork"
+    errors = []
+    for entry in sorted(entries, key=lambda entry: -entry.step):
+        try:
+            record = await read_commit_record(store, entry)
+            say(f"downloading {store.uri} {layout.step_name(entry.step)}, {record.size_bytes / 1e6:.1f} MB")
+            prefix = entry.record.removesuffix(layout.COMMIT_RECORD_NAME)
+            temporary = directory.path / ".fork.tmp"
+            await restore(store, prefix, record, temporary, target, directory.trash, buffers, lambda _: None)
+            record_file = target / layout.node_record(0)
+            load(target, NodeRecord.model_validate_json(record_file.read_bytes()))
+            return entry.step, f"{store.uri}/{prefix.rstrip('/')}"
+        except CorruptError as error:
+            say(f"passed over: {error}")
+            errors.append(error)
+        finally:
+            files.remove_tree(target)
+    raise errors[0]

@@ -1,0 +1,110 @@
+"""How tensors are laid out in safetensors files. Pure.
+
+A file is the header's length (8 bytes, little-endian), the header (JSON), the tensors' bytes without gaps
+(https://huggingface.co/docs/safetensors). The header also carries what PyTorch's own
+``torch.distributed.checkpoint.HuggingFaceStorageReader`` needs to load and reshard the files.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+ALIGNMENT_BYTES = 64
+"""Where the tensors begin in a file: torch's own alignment of an allocation."""
+
+DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.complex64: "C64",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint64: "U64",
+    torch.uint32: "U32",
+    torch.uint16: "U16",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """A tensor's name, type and shape: all that its place in a file depends on."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        count = 1
+        for length in self.shape:
+            count *= length
+        return count * self.dtype.itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One safetensors file.
+
+    Attributes:
+        header: the file's first bytes, up to where the tensors begin.
+        tensors: each with the position of its first byte in the file.
+        size_bytes: of the whole file.
+    """
+
+    file_name: str
+    header: bytes
+    tensors: tuple[tuple[TensorSpec, int], ...]
+    size_bytes: int
+
+
+def plan_shards(
+    specs: Iterable[TensorSpec], file_name: Callable[[int], str], shard_size_bytes: int, *, at_least: int = 16
+) -> list[Shard]:
+    """Cut tensors into files of at most ``shard_size_bytes``; a larger tensor has a file to itself.
+
+    A large state is cut into at least ``at_least`` files, so that uploads begin early; files stay above
+    8 MiB for that. Larger types come first, so that every tensor is aligned.
+    """
+    ordered = sorted(specs, key=lambda spec: (-spec.dtype.itemsize, spec.name))
+    total = sum(spec.size_bytes for spec in ordered)
+    limit = min(shard_size_bytes, max(-(-total // at_least), 8 * 1024**2))
+    groups: list[list[TensorSpec]] = []
+    filled = 0
+    for spec in ordered:
+        if not groups or filled + spec.size_bytes > limit:
+            groups.append([])
+            filled = 0
+        groups[-1].append(spec)
+        filled += spec.size_bytes
+    return [_shard(file_name(number), group) for number, group in enumerate(groups, 1)]
+
+
+def _shard(file_name: str, specs: Sequence[TensorSpec]) -> Shard:
+    sharding = {spec.name: {"saved_offsets": [0] * len(spec.shape)} for spec in specs}
+    header: dict[str, object] = {
+        "__metadata__": {"format": "pt", "DCP_VERSION": "1.0", "DCP_SHARDING_INFO": json.dumps(sharding)}
+    }
+    end = 0
+    ends = []
+    for spec in specs:
+        start, end = end, end + spec.size_bytes
+        ends.append(start)
+        header[spec.name] = {
+            "dtype": DTYPES[spec.dtype],
+            "shape": list(spec.shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % ALIGNMENT_BYTES)
+    encoded = len(text).to_bytes(8, "little") + text
+    tensors = tuple((spec, len(encoded) + start) for spec, start in zip(specs, ends, strict=True))
+    return Shard(file_name, encoded, tensors, len(encoded) + end)

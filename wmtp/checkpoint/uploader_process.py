@@ -1,0 +1,120 @@
+"""The uploader of a run as its own process in its own session: started, watched, waited for.
+
+It outlives the trainer: it drains what is left and ends by itself. One serves a run directory; where one is
+there already, that one is used.
+"""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from uploader import files, layout
+from uploader.errors import CorruptError, NotDurable
+from uploader.layout import RunDirectory
+from uploader.status import Status, read_status
+
+POLL_S = 0.1
+RESTARTS = 3
+"""How often an uploader that dies while the trainer waits for it is started again."""
+
+
+class UploaderProcess:
+    """Starts the uploader of a run directory and tells how it is doing.
+
+    Args:
+        inherited: descriptors that the uploader keeps open as long as it lives.
+    """
+
+    def __init__(self, directory: RunDirectory, generation: int, *, inherited: Sequence[int] = ()) -> None:
+        self._directory, self._generation, self._inherited = directory, generation, inherited
+        self._process: subprocess.Popen[bytes] | None = None
+        self._seen: set[tuple[int, int]] = set()
+        self._error: str | None = None
+
+    def ensure(self) -> None:
+        """Start an uploader unless one is running or serves the directory."""
+        if self._alive() or files.is_locked(self._directory.uploader_lock):
+            return
+        with files.disk_errors("starting the uploader of", self._directory.path):
+            files.make_directory(self._directory.uploader_directory)
+            with open(self._directory.uploader_log, "ab") as log:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", "wmtp", "uploader", "--watch", str(self._directory.path)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,  # Ctrl-C and the end of the terminal are not meant for it
+                    pass_fds=self._inherited,
+                )
+
+    def _alive(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def status(self) -> Status | None:
+        """What the uploader of this generation says; None while it says nothing."""
+        try:
+            status = read_status(self._directory.status_file)
+        except CorruptError:
+            return None  # its writer will replace it
+        return status if status is not None and status.generation == self._generation else None
+
+    def news(self) -> Iterator[str]:
+        """A line for each step that became durable, and for each new trouble, since the last call."""
+        status = self.status()
+        if status is None:
+            return
+        for one in status.recent:
+            if (one.step, one.generation) not in self._seen:
+                self._seen.add((one.step, one.generation))
+                megabytes = one.size_bytes / 1e6
+                yield f"{layout.step_name(one.step)}  durable  {megabytes:.1f} MB in {one.upload_s:.2f} s"
+        if status.error != self._error:
+            self._error = status.error
+            if status.error is not None:
+                yield f"uploader: {status.error}"
+
+    def wait_until_drained(
+        self, last_step: int | None, *, timeout_s: float, say: Callable[[str], None]
+    ) -> Status | None:
+        """Wait until everything of a finished run is durable and pruned.
+
+        Args:
+            last_step: the newest step that was saved; None if there is none.
+
+        Raises:
+            NotDurable: the uploader gave up, or the time is over. Nothing is lost: the message says where
+                the checkpoint is and what to do.
+        """
+        deadline_s = time.monotonic() + timeout_s
+        restarts = 0
+        while True:
+            served = self._alive() or files.is_locked(self._directory.uploader_lock)
+            for line in self.news():
+                say(line)
+            status = self.status()
+            if status is not None and status.state == "drained" and _covers(status, last_step):
+                return status
+            if not served:
+                if restarts == RESTARTS or (status is not None and status.state == "failed"):
+                    problem = status.error if status is not None else None
+                    raise self._not_durable(problem or "the uploader dies again and again")
+                restarts += 1
+                self.ensure()
+            if time.monotonic() > deadline_s:
+                problem = status.error if status is not None else None
+                raise self._not_durable(problem or f"not done within {timeout_s:.0f} s")
+            time.sleep(POLL_S)
+
+    def _not_durable(self, problem: str) -> NotDurable:
+        return NotDurable(
+            problem,
+            doing="waiting for the last checkpoint of",
+            subject=str(self._directory.path),
+            hint=f"it is safe on this disk; continue with `wmtp uploader --watch {self._directory.path}` "
+            f"(its log: {self._directory.uploader_log})",
+        )
+
+
+def _covers(status: Status, last_step: int | None) -> bool:
+    return last_step is None or (status.newest_durable_step or -1) >= last_step

@@ -1,0 +1,176 @@
+"""The training loop: fetch, forward and backward, fence, step, save."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from wmtp.checkpoint.checkpointer import Checkpointer
+from wmtp.data.dataset import Batch
+from wmtp.objectives.baseline import count_targets
+from wmtp.settings import Resolved
+from wmtp.training.optimizer import clip_gradients, learning_rate, set_learning_rate
+from wmtp.training.setup import Setup
+from wmtp.training.step import StepLoss, evaluate, forward_backward
+from wmtp.training.stopping import StopRequest
+from wmtp.training.tracking import Metric, MetricsLog, Progress
+
+EVALUATED_SAMPLES = 256
+
+
+@dataclass
+class Position:
+    """How far a run is: the part of the training state that is neither weights nor random numbers.
+
+    Attributes:
+        step: optimizer steps done.
+        samples: samples consumed, over all ranks: the position in the data.
+        loss: of the last step, summed over heads, in nats.
+    """
+
+    step: int = 0
+    samples: int = 0
+    loss: float | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"step": self.step, "samples": self.samples, "loss": self.loss}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.step, self.samples, self.loss = state["step"], state["samples"], state["loss"]
+
+
+class Trainer:
+    """Trains until ``max_steps`` or until asked to stop.
+
+    Args:
+        news: lines about checkpoints on their way to the store, since it was last asked.
+    """
+
+    def __init__(
+        self,
+        settings: Resolved,
+        setup: Setup,
+        position: Position,
+        checkpointer: Checkpointer,
+        metrics: MetricsLog,
+        progress: Progress,
+        news: Callable[[], Iterator[str]],
+    ) -> None:
+        self.settings, self.setup, self.position = settings, setup, position
+        self.checkpointer, self.metrics, self.progress, self.news = checkpointer, metrics, progress, news
+        self._told = 0
+        self._logged_s, self._logged_step = time.perf_counter(), position.step
+
+    def train(self, stop: StopRequest) -> None:
+        """Run the loop, and save the last step.
+
+        Raises:
+            WmtpError: a snapshot failed, or metrics can't be written.
+        """
+        position, setup = self.position, self.setup
+        setup.model.train()
+        self.checkpointer.warm_up()
+        while position.step < setup.max_steps and stop.signal is None:
+            batches = self._fetch()
+            loss = self._forward_backward(batches)
+            norm = clip_gradients(setup.model.parameters(), self.settings.recipe.optim.clip_norm)
+            self._set_learning_rate()
+            self.checkpointer.fence()  # what a running snapshot still copies is about to change
+            setup.optimizer.step()
+            setup.optimizer.zero_grad(set_to_none=True)
+            position.step += 1
+            position.samples += setup.batch_size
+            position.loss = float(loss.total)
+            self._log(loss, float(norm))
+            if position.step % self.settings.save_interval == 0:
+                self._save()
+        if self._last_is_unsaved() and (self.settings.save_final or stop.signal is not None):
+            self._save(wait_if_busy=True)
+
+    def _fetch(self) -> list[Batch]:
+        """The step's micro-batches."""
+        size = self.settings.recipe.data.batch_size
+        starts = range(self.position.samples, self.position.samples + self.setup.batch_size, size)
+        return [self.setup.train.batch(start, size).to(self.setup.device) for start in starts]
+
+    def _forward_backward(self, batches: list[Batch]) -> StepLoss:
+        """Gradients of the whole step: every share is divided by the targets of all micro-batches."""
+        denominators = torch.stack([count_targets(batch.labels) for batch in batches]).sum(dim=0)
+        losses = [
+            forward_backward(self.setup.model, batch, denominators, autocast_dtype=self.setup.autocast_dtype)
+            for batch in batches
+        ]
+        total = losses[0]
+        for loss in losses[1:]:
+            total += loss
+        return total
+
+    def _set_learning_rate(self) -> None:
+        optim, max_steps = self.settings.recipe.optim, self.setup.max_steps
+        rate = learning_rate(
+            self.position.step,
+            peak=optim.learning_rate,
+            warmup_steps=optim.warmup_of(max_steps),
+            max_steps=max_steps,
+            floor_ratio=optim.min_lr_ratio,
+        )
+        set_learning_rate(self.setup.optimizer, rate)
+
+    def _save(self, *, wait_if_busy: bool = False) -> None:
+        step = self.position.step
+        metrics: dict[str, float | int | str | None] = {"loss": self.position.loss}
+        if not self.checkpointer.save(step, metrics=metrics, wait_if_busy=wait_if_busy):
+            self.progress.note(f"step_{step}  skipped: the last save is still being written")
+
+    def _last_is_unsaved(self) -> bool:
+        return self.position.step > 0 and self.checkpointer.last_step != self.position.step
+
+    def _log(self, loss: StepLoss, norm: float) -> None:
+        """One line of metrics a step; one on the terminal every ``log_interval`` steps."""
+        step = self.position.step
+        heads = loss.heads.tolist()
+        rate = self.setup.optimizer.param_groups[0]["lr"]
+        self.metrics.log(step, {"loss": sum(heads), "heads": heads, "lr": rate, "grad_norm": norm})
+        self.progress.advance(step)
+        if step % self.settings.config.log_interval == 0 or step == self.setup.max_steps:
+            now_s = time.perf_counter()
+            per_s = (step - self._logged_step) / max(now_s - self._logged_s, 1e-9)
+            self._logged_s, self._logged_step = now_s, step
+            shown: dict[str, Metric] = {"loss": sum(heads), "heads": heads, "lr": rate, "steps/s": per_s}
+            self.progress.step(step, shown)
+        self.tell()
+
+    def tell(self) -> None:
+        """A line for each checkpoint that came further on its way since the last call."""
+        while self._told < len(self.checkpointer.saved):
+            saved = self.checkpointer.saved[self._told]
+            if saved.error is not None:
+                self.progress.note(f"step_{saved.step}  not saved: {saved.error}")
+            elif saved.local_ms is not None and saved.copy_ms is not None:
+                megabytes = saved.size_bytes / 1e6
+                self.progress.note(
+                    f"step_{saved.step}  local    {megabytes:.1f} MB in {saved.local_ms:.0f} ms, "
+                    f"copied in {saved.copy_ms:.1f} ms, step stalled {saved.stall_ms:.2f} ms"
+                )
+            else:
+                break
+            self._told += 1
+        for line in self.news():
+            self.progress.note(line)
+
+    def evaluate(self) -> dict[str, Metric]:
+        """Loss of each head and bits per byte on held-out data; empty where none is held out."""
+        if not len(self.setup.held_out):
+            return {}
+        batches = self.setup.held_out.in_order(
+            self.settings.recipe.data.batch_size, max_samples=EVALUATED_SAMPLES
+        )
+        result = evaluate(
+            self.setup.model,
+            (batch.to(self.setup.device) for batch in batches),
+            bytes_per_token=self.setup.bytes_per_token,
+            autocast_dtype=self.setup.autocast_dtype,
+        )
+        return {"held_out": list(result.cross_entropies), "bits_per_byte": result.bits_per_byte}
