@@ -4,10 +4,10 @@ Only errors whose class says ``heals`` are repeated, and without end unless the 
 outage of the store is waited out, a wrong password is not.
 """
 
-import random
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from random import Random
 from typing import TypeVar
 
 import anyio
@@ -34,7 +34,7 @@ class RetryPolicy:
     deadline_s: float | None = None
     sleep: Callable[[float], Awaitable[None]] = anyio.sleep
     clock: Callable[[], float] = time.monotonic
-    random: random.Random = field(default_factory=random.Random)
+    random: Random = field(default_factory=Random)
 
     def wait_s(self, attempt: int) -> float:
         """The wait after ``attempt`` (from 1): uniform between nothing and the doubled bound."""

@@ -1,0 +1,115 @@
+"""What all tests share: one asyncio backend, and real S3 servers that start when first asked for."""
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before anything imports torch: results are equal bit for bit
+
+import datetime
+import ipaddress
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from uploader.errors import SettingsError
+from uploader.location import Location
+from uploader.settings import StorageSettings
+from wmtp.dev_s3 import DevS3
+from wmtp.seaweedfs import find_weed
+
+BUCKET = "tests"
+Place = tuple[Location, StorageSettings]
+
+_prefixes = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """A real S3 server over HTTP: the location of its bucket, and how to reach it."""
+    _skip_without_weed()
+    server = DevS3(tmp_path_factory.mktemp("s3"))
+    server.start()
+    try:
+        server.ensure_bucket(BUCKET)
+        yield Location(BUCKET, ""), server.storage()
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def s3_server_tls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """The same over TLS, with a certificate of an authority that nobody else knows."""
+    _skip_without_weed()
+    directory = tmp_path_factory.mktemp("s3-tls")
+    authority, certificate, key = make_certificates(directory)
+    server = DevS3(directory / "data", cert_file=certificate, key_file=key)
+    server.start()
+    try:
+        storage = server.storage(ca_bundle=authority)
+        server.ensure_bucket(BUCKET, storage)
+        yield Location(BUCKET, ""), storage
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def s3_place(s3_server: Place) -> Place:
+    """A fresh prefix on the HTTP server, and how to reach it."""
+    return _fresh(s3_server)
+
+
+@pytest.fixture
+def s3_tls_place(s3_server_tls: Place) -> Place:
+    """A fresh prefix on the TLS server, and how to reach it."""
+    return _fresh(s3_server_tls)
+
+
+def _fresh(server: Place) -> Place:
+    bucket, storage = server
+    return bucket.join(f"test-{next(_prefixes)}"), storage
+
+
+def _skip_without_weed() -> None:
+    try:
+        find_weed()
+    except SettingsError as error:
+        pytest.skip(str(error))
+
+
+def make_certificates(directory: Path) -> tuple[Path, Path, Path]:
+    """An authority's certificate, and a certificate it signed for 127.0.0.1 with its key, as PEM files."""
+    authority_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+    issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test authority")])
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test server")])
+    now = datetime.datetime.now(datetime.UTC)
+
+    def sign(
+        name: x509.Name, public_key: ec.EllipticCurvePublicKey, *extensions: x509.ExtensionType
+    ) -> bytes:
+        builder = x509.CertificateBuilder(issuer, name, public_key, x509.random_serial_number())
+        builder = builder.not_valid_before(now - datetime.timedelta(days=1))
+        builder = builder.not_valid_after(now + datetime.timedelta(days=2))
+        for extension in extensions:
+            builder = builder.add_extension(extension, critical=False)
+        return builder.sign(authority_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+    files = directory / "ca.pem", directory / "cert.pem", directory / "key.pem"
+    address = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.IPv4Address("127.0.0.1"))])
+    files[0].write_bytes(sign(issuer, authority_key.public_key(), x509.BasicConstraints(True, None)))
+    files[1].write_bytes(sign(subject, key.public_key(), address))
+    files[2].write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+    )
+    return files
