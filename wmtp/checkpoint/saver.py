@@ -1,7 +1,7 @@
-"""Save the training state without the step waiting: the front of everything that writes a checkpoint.
+"""Save the training state without the step waiting: snapshot, then local write, on one background thread.
 
 On the training thread ``save`` takes microseconds and ``fence`` waits, before ``optimizer.step()``, for what
-is left of the copy. The rest happens on one thread that lives as long as the checkpointer.
+is left of the copy. The rest happens on one thread that lives as long as the saver.
 """
 
 import logging
@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
+from queue import SimpleQueue
 from types import TracebackType
 from typing import Self
 
@@ -22,7 +24,7 @@ from uploader.events import RunFinished
 from uploader.files import disk_errors
 from uploader.layout import RunDirectory
 from uploader.record import Metrics
-from wmtp.checkpoint.snapshot import Snapshot, changeable_buffers
+from wmtp.checkpoint.snapshot import Snapshot, changeable_buffers, specs_of
 from wmtp.checkpoint.state import Stateful, Tree, encode_tree, flatten, optimizer_state
 from wmtp.checkpoint.writer import Description, Disk, FileSource, write_checkpoint
 
@@ -61,7 +63,7 @@ class _Job:
     failure: BaseException | None = None
 
 
-class Checkpointer:
+class Saver:
     """Saves one rank's model, optimizers and extra state into a run directory.
 
     A fence is also hooked in front of every optimizer's step, so a loop that has no place for the visible
@@ -95,13 +97,14 @@ class Checkpointer:
         self._snapshot = Snapshot(what.rank, shard_size_bytes)
         self._on_saved = on_saved
         self._job: _Job | None = None
-        self._wake = threading.Condition()
-        self._closing = False
-        self._hooks = [one.register_step_pre_hook(self._fence_hook) for one in optimizers.values()]
+        self._tasks: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._hooks = [one.register_step_pre_hook(self._before_step) for one in optimizers.values()]
+        self._hooks += [one.register_step_post_hook(self._after_step) for one in optimizers.values()]
+        self._warm = False
         self.saved: list[Saved] = []
         self.skipped = 0
         self.last_step = resumed_from
-        self._thread = threading.Thread(target=self._write_jobs, name="wmtp-writer", daemon=True)
+        self._thread = threading.Thread(target=self._run_tasks, name="wmtp-writer", daemon=True)
         self._thread.start()
 
     def __enter__(self) -> Self:
@@ -116,11 +119,6 @@ class Checkpointer:
     def busy(self) -> bool:
         """Whether the last save is still being copied or written."""
         return self._job is not None and not self._job.done.is_set()
-
-    def warm_up(self) -> None:
-        """Lay out and touch the host memory now, so that the first save is no slower than the rest."""
-        groups, _ = self._collect()
-        self._snapshot.prepare(groups)
 
     def save(self, step: int, *, metrics: Metrics | None = None, wait_if_busy: bool = False) -> bool:
         """Begin to save the state as it is now, after ``step`` optimizer steps.
@@ -144,8 +142,7 @@ class Checkpointer:
         self._job = _Job(what, tree, saved, began_s)
         self.saved.append(saved)
         self.last_step = step
-        with self._wake:
-            self._wake.notify()
+        self._tasks.put(partial(self._write, self._job))
         saved.stall_ms += (time.perf_counter() - began_s) * 1e3
         return True
 
@@ -164,8 +161,17 @@ class Checkpointer:
         if job.failure is not None:
             raise WmtpError("the snapshot failed", subject=layout.step_name(job.saved.step)) from job.failure
 
-    def _fence_hook(self, *_: object) -> None:
+    def _before_step(self, *_: object) -> None:
         self.fence()
+
+    def _after_step(self, *_: object) -> None:
+        """After the first step optimizers have their state: lay out and touch the host memory then.
+
+        On the writer thread, so that neither this step nor the first save is slower than the rest.
+        """
+        if not self._warm:
+            self._warm = True
+            self._tasks.put(partial(self._snapshot.prepare, specs_of(self._collect()[0])))
 
     def wait(self) -> None:
         """Wait until the last save has ended, well or not."""
@@ -187,9 +193,7 @@ class Checkpointer:
 
     def close(self) -> None:
         """End the thread after the save it may be at."""
-        with self._wake:
-            self._closing = True
-            self._wake.notify()
+        self._tasks.put(None)
         self._thread.join()
         for hook in self._hooks:
             hook.remove()
@@ -209,16 +213,9 @@ class Checkpointer:
             tree["extra"][name] = flatten(stateful.state_dict(), f"extra.{name}", extra)
         return {"model": model, "optim": optim, "extra": extra}, tree
 
-    def _write_jobs(self) -> None:
-        done: _Job | None = None
-        while True:
-            with self._wake:
-                self._wake.wait_for(lambda: self._closing or self._job is not done)  # noqa: B023
-                job = self._job
-                if job is None or job is done:
-                    return
-            self._write(job)
-            done = job
+    def _run_tasks(self) -> None:
+        while (task := self._tasks.get()) is not None:
+            task()
 
     def _write(self, job: _Job) -> None:
         """Copy, open the fence, write. Whatever goes wrong is kept with the save and told, never lost."""

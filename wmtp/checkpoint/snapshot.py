@@ -9,9 +9,11 @@ The host memory is one anonymous mapping, laid out as the files will be: the wri
 """
 
 import mmap
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +21,13 @@ from torch import Tensor, nn
 from uploader import layout
 from wmtp.checkpoint.shards import Shard, TensorSpec, plan_shards
 
-IMMEDIATE_BYTES = 1024**2
+IMMEDIATE_BYTES = 16 * 1024
 """Tensors smaller than this are copied on the training thread: together they take microseconds."""
 
 PAGE_BYTES = 4096
+
+Groups: TypeAlias = Mapping[str, Mapping[str, Tensor]]
+Specs: TypeAlias = dict[str, list[TensorSpec]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,36 +76,31 @@ class Snapshot:
 
     def __init__(self, rank: int, shard_size_bytes: int) -> None:
         self._rank, self._shard_size_bytes = rank, shard_size_bytes
-        self._specs: dict[str, list[TensorSpec]] = {}
+        self._specs: Specs = {}
+        self._lock = threading.Lock()  # the writer thread may lay out what a first save needs
         self._deferred: tuple[list[Tensor], list[Tensor]] = ([], [])
         self.arena = Arena([])
 
-    def prepare(self, groups: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Lay out the arena for these tensors, unless it is laid out for them already.
-
-        Args:
-            groups: tensors by name for each kind of file: ``model``, ``optim``, ``extra``.
-        """
-        specs = {
-            kind: [TensorSpec(name, one.dtype, tuple(one.shape)) for name, one in tensors.items()]
-            for kind, tensors in groups.items()
-        }
-        if specs == self._specs:
-            return
-        shards = []
-        for kind, wanted in specs.items():
-            shards += plan_shards(wanted, partial(_FILE_NAMES[kind], self._rank), self._shard_size_bytes)
-        self.arena, self._specs = Arena(shards), specs
-        self.arena.warm_up()
+    def prepare(self, specs: Specs) -> None:
+        """Lay out the arena for these tensors and touch it, unless it is laid out for them already."""
+        with self._lock:
+            if specs != self._specs:
+                shards = []
+                for kind, wanted in specs.items():
+                    file_name = partial(_FILE_NAMES[kind], self._rank)
+                    shards += plan_shards(wanted, file_name, self._shard_size_bytes)
+                self.arena, self._specs = Arena(shards), specs
+                self.arena.warm_up()
 
     @torch.no_grad()
-    def capture(self, groups: Mapping[str, Mapping[str, Tensor]], buffers: set[str]) -> None:
+    def capture(self, groups: Groups, buffers: set[str]) -> None:
         """Take what may change before the fence now, and note the rest for ``copy``.
 
         Args:
+            groups: tensors by name for each kind of file: ``model``, ``optim``, ``extra``.
             buffers: names in ``model`` that the forward pass may change: taken now, whatever their size.
         """
-        self.prepare(groups)
+        self.prepare(specs_of(groups))
         now: tuple[list[Tensor], list[Tensor]] = ([], [])
         later: tuple[list[Tensor], list[Tensor]] = ([], [])
         for kind, tensors in groups.items():
@@ -127,6 +127,14 @@ _FILE_NAMES = {
     "optim": layout.optim_shard,
     "extra": layout.extra_shard,
 }
+
+
+def specs_of(groups: Groups) -> Specs:
+    """What the layout depends on: names, types and shapes."""
+    return {
+        kind: [TensorSpec(name, one.dtype, tuple(one.shape)) for name, one in tensors.items()]
+        for kind, tensors in groups.items()
+    }
 
 
 def changeable_buffers(model: nn.Module) -> set[str]:

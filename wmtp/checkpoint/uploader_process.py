@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from enum import Enum
 
 from uploader import files, layout
 from uploader.errors import CorruptError, NotDurable
@@ -17,6 +18,14 @@ from uploader.status import Status, read_status
 POLL_S = 0.1
 RESTARTS = 3
 """How often an uploader that dies while the trainer waits for it is started again."""
+
+
+class Uploading(Enum):
+    """What becomes of the checkpoints after they are on this disk."""
+
+    WAIT = "start an uploader and wait for it at the end"
+    DETACHED = "start an uploader and leave it at the end"
+    NONE = "a sidecar uploads"
 
 
 class UploaderProcess:

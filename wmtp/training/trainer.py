@@ -1,7 +1,6 @@
 """The training loop: fetch, forward and backward, fence, step, save."""
 
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,11 +41,7 @@ class Position:
 
 
 class Trainer:
-    """Trains until ``max_steps`` or until asked to stop.
-
-    Args:
-        news: lines about checkpoints on their way to the store, since it was last asked.
-    """
+    """Trains until ``max_steps`` or until asked to stop."""
 
     def __init__(
         self,
@@ -56,10 +51,9 @@ class Trainer:
         checkpointer: Checkpointer,
         metrics: MetricsLog,
         progress: Progress,
-        news: Callable[[], Iterator[str]],
     ) -> None:
         self.settings, self.setup, self.position = settings, setup, position
-        self.checkpointer, self.metrics, self.progress, self.news = checkpointer, metrics, progress, news
+        self.checkpointer, self.metrics, self.progress = checkpointer, metrics, progress
         self._told = 0
         self._logged_s, self._logged_step = time.perf_counter(), position.step
 
@@ -71,7 +65,6 @@ class Trainer:
         """
         position, setup = self.position, self.setup
         setup.model.train()
-        self.checkpointer.warm_up()
         while position.step < setup.max_steps and stop.signal is None:
             batches = self._fetch()
             loss = self._forward_backward(batches)
@@ -84,10 +77,11 @@ class Trainer:
             position.samples += setup.batch_size
             position.loss = float(loss.total)
             self._log(loss, float(norm))
-            if position.step % self.settings.save_interval == 0:
-                self._save()
-        if self._last_is_unsaved() and (self.settings.save_final or stop.signal is not None):
-            self._save(wait_if_busy=True)
+            self._save()
+        if position.step and (self.settings.save_final or stop.signal is not None):
+            self._save(force=True)
+        self.checkpointer.wait()
+        self.tell()
 
     def _fetch(self) -> list[Batch]:
         """The step's micro-batches."""
@@ -118,14 +112,11 @@ class Trainer:
         )
         set_learning_rate(self.setup.optimizer, rate)
 
-    def _save(self, *, wait_if_busy: bool = False) -> None:
-        step = self.position.step
-        metrics: dict[str, float | int | str | None] = {"loss": self.position.loss}
-        if not self.checkpointer.save(step, metrics=metrics, wait_if_busy=wait_if_busy):
+    def _save(self, *, force: bool = False) -> None:
+        step, skipped = self.position.step, self.checkpointer.skipped
+        self.checkpointer.save(step, metrics={"loss": self.position.loss}, force=force)
+        if self.checkpointer.skipped > skipped:
             self.progress.note(f"step_{step}  skipped: the last save is still being written")
-
-    def _last_is_unsaved(self) -> bool:
-        return self.position.step > 0 and self.checkpointer.last_step != self.position.step
 
     def _log(self, loss: StepLoss, norm: float) -> None:
         """One line of metrics a step; one on the terminal every ``log_interval`` steps."""
@@ -157,7 +148,7 @@ class Trainer:
             else:
                 break
             self._told += 1
-        for line in self.news():
+        for line in self.checkpointer.news():
             self.progress.note(line)
 
     def evaluate(self) -> dict[str, Metric]:

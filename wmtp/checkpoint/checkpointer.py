@@ -1,0 +1,270 @@
+"""Checkpoints for any PyTorch loop: restore, then fence and save at each step, and close.
+
+    with Checkpointer("ckpt/run1", model=model, optimizer=optimizer, every=500, to="s3://bucket") as ckpt:
+        for step in range(ckpt.restore("auto"), steps):
+            loss(model, step).backward()
+            ckpt.fence()
+            optimizer.step()
+            optimizer.zero_grad()
+            ckpt.save(step + 1)
+
+It holds the run directory's lock, owns the run in its store, starts the uploader, and waits at the end until
+the last checkpoint is durable.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from torch import nn
+from torch.optim import Optimizer
+
+from uploader import layout
+from uploader.errors import SettingsError
+from uploader.layout import RunDirectory
+from uploader.location import Location
+from uploader.record import Metrics, NodeRecord
+from uploader.retention import Retention
+from uploader.run import RunFile
+from uploader.settings import StorageSettings, UploadSettings
+from uploader.status import Status
+from wmtp.checkpoint.load import Loaded, apply, read_checkpoint
+from wmtp.checkpoint.resume import Started
+from wmtp.checkpoint.saver import SHARD_SIZE_BYTES, Saved, Saver
+from wmtp.checkpoint.session import take_over, trainer_lock
+from wmtp.checkpoint.state import RandomState, Stateful, Tree
+from wmtp.checkpoint.uploader_process import UploaderProcess, Uploading
+from wmtp.checkpoint.writer import Description
+from wmtp.settings.resume import Resume
+
+Check = Callable[[Path, Tree], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a loop seldom needs to change.
+
+    Attributes:
+        shard_size_bytes: a rank's state is cut into files of at most this size.
+        durable_timeout_s: how long ``close`` waits for the last checkpoint to be durable.
+        store_timeout_s: how long ``restore`` waits for the store to answer.
+        inherited: descriptors that the uploader's process keeps open.
+        about: what makes the checkpoints, in JSON, kept in each; ``check`` sees it before a load.
+        fingerprints: of what must not change, kept in each record.
+        check: called with a checkpoint's path and its ``about``; raises if it must not be loaded.
+        say: tells a person what happens at the start and at the end.
+    """
+
+    storage: StorageSettings = field(default_factory=StorageSettings)
+    retention: Retention = field(default_factory=Retention)
+    upload: UploadSettings = field(default_factory=UploadSettings)
+    uploading: Uploading = Uploading.WAIT
+    shard_size_bytes: int = SHARD_SIZE_BYTES
+    durable_timeout_s: float = 600.0
+    store_timeout_s: float = 30.0
+    inherited: Sequence[int] = ()
+    about: Tree | None = None
+    fingerprints: Mapping[str, str] | None = None
+    check: Check = lambda path, about: None
+    say: Callable[[str], None] = print
+
+
+class Checkpointer:
+    """The checkpoints of one run of one process.
+
+    Args:
+        directory: the run directory, on a fast local disk; its name is the run's name.
+        optimizer: one, or several by name.
+        extra: by name, whatever else has a state: scheduler, scaler, data position, averaged weights. The
+            random generators of this process are saved always.
+        every: ``save`` saves at multiples of this many steps; None: whenever it is called.
+        to: base location, to which the run's name is joined; None: checkpoints stay in the directory.
+
+    Raises:
+        OwnershipError: another trainer runs on the directory.
+        SettingsError: a name or location is malformed.
+        DiskError: the directory can't be written.
+    """
+
+    def __init__(
+        self,
+        directory: str | Path,
+        *,
+        model: nn.Module,
+        optimizer: Optimizer | Mapping[str, Optimizer],
+        extra: Mapping[str, Stateful] | None = None,
+        every: int | None = None,
+        to: str | Location | None = None,
+        options: Options | None = None,
+    ) -> None:
+        self.directory = RunDirectory(Path(directory).absolute())
+        self.options, self.every = options or Options(), every
+        self._model = model
+        self._optimizers = {"main": optimizer} if isinstance(optimizer, Optimizer) else dict(optimizer)
+        self._extra: dict[str, Stateful] = {"random": RandomState(), **(extra or {})}
+        self._run = self._describe_run(to)
+        self._saver: Saver | None = None
+        self._uploader: UploaderProcess | None = None
+        self._finished = False
+        self.started: Started | None = None
+        self._stack = contextlib.ExitStack()
+        self._stack.enter_context(trainer_lock(self.directory))
+
+    def _describe_run(self, to: str | Location | None) -> RunFile:
+        path, options = self.directory.path, self.options
+        if not layout.is_run_name(path.name):
+            hint = "use letters, digits, '.', '_' and '-'"
+            raise SettingsError(f"{path.name!r} can't be a run's name", subject="directory", hint=hint)
+        base = Location("", str(path.parent)) if to is None else to
+        base = Location.parse(base, field="to") if isinstance(base, str) else base
+        return RunFile(
+            run=path.name,
+            destination=str(base.join(path.name)),
+            storage=options.storage,
+            upload=options.upload,
+            retention=options.retention,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if error is None:
+                self.finish()
+        finally:
+            self.close()
+
+    def restore(self, what: str | Resume | None = "latest", *, fresh: bool = False) -> int:
+        """Load a checkpoint, own the run from now on, and start the uploader.
+
+        Args:
+            what: ``latest``, ``auto`` (start from scratch where there is nothing), ``step_N``, a path or
+                URI; None: from scratch, refused where there are checkpoints.
+            fresh: with None: from scratch all the same; what there is is superseded.
+
+        Returns:
+            The step to go on after; 0 from scratch.
+
+        Raises:
+            NothingToResume, StartRefused, CorruptError, OwnershipError, StoreError: see ``Takeover.start``.
+        """
+        resume = Resume.parse(what, Path.cwd()) if isinstance(what, str) else what
+        options = self.options
+        self.started = started = take_over(
+            self.directory,
+            self._run,
+            resume,
+            self._load,
+            options.say,
+            fresh=fresh,
+            store_timeout_s=options.store_timeout_s,
+        )
+        what_is_saved = Description(
+            run=self._run.run,
+            step=started.step,
+            generation=started.run.generation,
+            created_at=datetime.now(UTC),
+            metrics={},
+            fingerprints=dict(options.fingerprints or {}),
+        )
+        self._saver = Saver(
+            self.directory,
+            what_is_saved,
+            model=self._model,
+            optimizers=self._optimizers,
+            extra=self._extra,
+            about=options.about,
+            resumed_from=started.step or None,
+            shard_size_bytes=options.shard_size_bytes,
+        )
+        self._stack.callback(self._saver.close)
+        self._uploader = UploaderProcess(self.directory, started.run.generation, inherited=options.inherited)
+        if options.uploading is not Uploading.NONE:
+            self._uploader.ensure()
+        return started.step
+
+    def _load(self, path: Path, record: NodeRecord) -> None:
+        loaded: Loaded = read_checkpoint(path, record)
+        self.options.check(path, loaded.tree.get("about", {}))
+        apply(loaded, self._model, self._optimizers, self._extra)
+
+    def save(self, step: int, *, metrics: Metrics | None = None, force: bool = False) -> bool:
+        """Begin to save the state after ``step`` steps, if it is due.
+
+        Args:
+            force: save although it is not due, and wait for a save that is still being written: for the last
+                step and for a preemption.
+
+        Returns:
+            Whether a save began. A save that is due while the last one is still being written is skipped.
+        """
+        saver = self._started_saver()
+        if step == saver.last_step or not (force or self.every is None or step % self.every == 0):
+            return False
+        if self.options.uploading is not Uploading.NONE and self._uploader is not None:
+            self._uploader.ensure()
+        return saver.save(step, metrics=metrics, wait_if_busy=force)
+
+    def fence(self) -> None:
+        """Wait for what a running snapshot still copies. Call it right before ``optimizer.step()``."""
+        if self._saver is not None:
+            self._saver.fence()
+
+    def wait(self) -> None:
+        """Wait until the last save has ended, well or not. Its upload goes on."""
+        if self._saver is not None:
+            self._saver.wait()
+
+    def _started_saver(self) -> Saver:
+        if self._saver is None:
+            self.restore(None)
+        assert self._saver is not None  # noqa: S101
+        return self._saver
+
+    @property
+    def saved(self) -> list[Saved]:
+        """How each save went, in order."""
+        return [] if self._saver is None else self._saver.saved
+
+    @property
+    def skipped(self) -> int:
+        """How many saves were skipped because the one before was still being written."""
+        return 0 if self._saver is None else self._saver.skipped
+
+    def news(self) -> Iterator[str]:
+        """A line for each step that became durable and each trouble of the uploader since the last call."""
+        return iter(()) if self._uploader is None else self._uploader.news()
+
+    def finish(self) -> Status | None:
+        """Wait for the last save, announce the end of the run, and wait until it is durable.
+
+        Returns:
+            The uploader's last status; None where nothing was ever saved or a sidecar uploads.
+
+        Raises:
+            NotDurable: the uploader gave up or took too long; the checkpoint is safe on this disk.
+            WmtpError: the last save failed.
+        """
+        if self._saver is None or self._uploader is None:
+            return None
+        if self._finished:
+            return self._uploader.status()
+        last_step = self._saver.last_step
+        self._saver.finish(last_step or 0)
+        self._finished = True
+        if self.options.uploading is not Uploading.WAIT:
+            return self._uploader.status()
+        return self._uploader.wait_until_drained(
+            last_step, timeout_s=self.options.durable_timeout_s, say=self.options.say
+        )
+
+    def close(self) -> None:
+        """End the writer after the save it may be at, and let go of the run directory."""
+        self._stack.close()

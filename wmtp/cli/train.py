@@ -1,0 +1,94 @@
+"""``wmtp train``: from settings to a trained model whose last checkpoint is durable."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from wmtp.cli.reporting import one_line_errors
+
+if TYPE_CHECKING:
+    from wmtp.settings import Resolved
+
+
+def register(app: typer.Typer) -> None:
+    app.command("train")(train)
+
+
+@one_line_errors
+def train(
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="Where to run: paths, store, devices.")
+    ] = None,
+    recipe: Annotated[
+        Path | None, typer.Option("--recipe", "-r", help="What to train: data, model, algorithm.")
+    ] = None,
+    run_name: Annotated[str | None, typer.Option(help="Name of the run, joined to the base path.")] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(
+            help="latest, auto (fresh if there is nothing), step_N, a path, or s3://…", metavar="WHAT"
+        ),
+    ] = None,
+    max_steps: Annotated[int | None, typer.Option(help="Steps to train for, in all.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; repeatable.")
+    ] = None,
+    tags: Annotated[str | None, typer.Option(help="Tags of the run, comma-separated.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print every setting and where it came from; do nothing.")
+    ] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Start over; checkpoints there are are superseded.")
+    ] = False,
+    no_uploader: Annotated[
+        bool, typer.Option("--no-uploader", help="Leave uploading to a sidecar: wmtp uploader --watch DIR.")
+    ] = False,
+    detach_uploader: Annotated[
+        bool, typer.Option("--detach-uploader", help="Don't wait at the end for the uploader to finish.")
+    ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens inside.")] = False,
+) -> None:
+    """Train a model, saving checkpoints that reach the store without the step waiting."""
+    from wmtp.settings import Flags, load_settings
+
+    flags = Flags(
+        run_name=run_name,
+        resume=resume,
+        max_steps=max_steps,
+        tags=None if tags is None else tuple(tag for tag in tags.split(",") if tag),
+        fresh=fresh,
+    )
+    settings = load_settings(config, recipe, overrides or [], flags, os.environ, Path.cwd())
+    if dry_run:
+        _print_settings(settings)
+        return
+    from wmtp.checkpoint.uploader_process import Uploading
+    from wmtp.training.job import run_job
+
+    if no_uploader and detach_uploader:
+        raise typer.BadParameter("--no-uploader and --detach-uploader contradict each other")
+    uploading = Uploading.NONE if no_uploader else Uploading.DETACHED if detach_uploader else Uploading.WAIT
+    again = _again(config, recipe, settings.run_name)
+    code = run_job(settings, uploading, again=again, verbose=verbose)
+    if code:
+        raise SystemExit(code)
+
+
+def _again(config: Path | None, recipe: Path | None, run_name: str) -> str:
+    """The command that resumes this run."""
+    words = ["wmtp train --resume latest"]
+    words += [f"--config {config}"] if config is not None else []
+    words += [f"--recipe {recipe}"] if recipe is not None else []
+    return " ".join([*words, f"--run-name {run_name}"])
+
+
+def _print_settings(settings: "Resolved") -> None:
+    from wmtp.settings import describe
+
+    rows = describe(settings)
+    name_width = max(len(name) for name, _, _ in rows)
+    value_width = min(48, max(len(value) for _, value, _ in rows))
+    for name, value, source in rows:
+        print(f"{name:<{name_width}}  {value:<{value_width}}  {source}")
