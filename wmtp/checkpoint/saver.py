@@ -15,7 +15,7 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import Self
 
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from uploader import layout, queue
@@ -24,8 +24,9 @@ from uploader.events import RunFinished
 from uploader.files import disk_errors
 from uploader.layout import RunDirectory
 from uploader.record import Metrics
-from wmtp.checkpoint.snapshot import Snapshot, changeable_buffers, specs_of
-from wmtp.checkpoint.state import Stateful, Tree, encode_tree, flatten, optimizer_state
+from wmtp.checkpoint.collect import Collector
+from wmtp.checkpoint.snapshot import Snapshot, specs_of
+from wmtp.checkpoint.state import Stateful, Tree, encode_tree
 from wmtp.checkpoint.writer import Description, Disk, FileSource, write_checkpoint
 
 log = logging.getLogger("wmtp.checkpoint")
@@ -60,6 +61,7 @@ class _Job:
     began_s: float
     copied: threading.Event = field(default_factory=threading.Event)
     done: threading.Event = field(default_factory=threading.Event)
+    fenced: bool = False
     failure: BaseException | None = None
 
 
@@ -93,7 +95,7 @@ class Saver:
         on_saved: Callable[[Saved], None] | None = None,
     ) -> None:
         self._directory, self._what, self._disk = directory, what, disk or Disk()
-        self._model, self._optimizers, self._extra, self._about = model, optimizers, extra, about or {}
+        self._collector = Collector(model, optimizers, extra, about or {})
         self._snapshot = Snapshot(what.rank, shard_size_bytes)
         self._on_saved = on_saved
         self._job: _Job | None = None
@@ -135,8 +137,8 @@ class Saver:
                 return False
             self.wait()
         began_s = time.perf_counter()
-        groups, tree = self._collect()
-        self._snapshot.capture(groups, changeable_buffers(self._model))
+        groups, tree = self._collector.collect()
+        self._snapshot.capture(groups, self._collector.buffers)
         what = replace(self._what, step=step, metrics=metrics or {}, created_at=datetime.now(UTC))
         saved = Saved(step)
         self._job = _Job(what, tree, saved, began_s)
@@ -153,10 +155,12 @@ class Saver:
             WmtpError: the copy failed.
         """
         job = self._job
-        if job is None or job.copied.is_set():
+        if job is None or job.fenced:
             return
         began_s = time.perf_counter()
-        job.copied.wait()
+        if self._snapshot.order():
+            job.copied.wait()
+        job.fenced = True
         job.saved.stall_ms += (time.perf_counter() - began_s) * 1e3
         if job.failure is not None:
             raise WmtpError("the snapshot failed", subject=layout.step_name(job.saved.step)) from job.failure
@@ -171,7 +175,7 @@ class Saver:
         """
         if not self._warm:
             self._warm = True
-            self._tasks.put(partial(self._snapshot.prepare, specs_of(self._collect()[0])))
+            self._tasks.put(partial(self._snapshot.prepare, specs_of(self._collector.collect()[0])))
 
     def wait(self) -> None:
         """Wait until the last save has ended, well or not."""
@@ -197,21 +201,6 @@ class Saver:
         self._thread.join()
         for hook in self._hooks:
             hook.remove()
-
-    def _collect(self) -> tuple[dict[str, dict[str, Tensor]], Tree]:
-        """Everything there is to save, the tensors not yet copied."""
-        model: dict[str, Tensor] = {}
-        optim: dict[str, Tensor] = {}
-        extra: dict[str, Tensor] = {}
-        tree: Tree = {"model": {}, "optim": {}, "extra": {}, "about": self._about}
-        for name, tensor in self._model.state_dict().items():
-            tree["model"][name] = flatten(tensor, name, model)
-        for name, optimizer in self._optimizers.items():
-            state = optimizer_state(optimizer, self._model)
-            tree["optim"][name] = flatten(state, f"optim.{name}", optim)
-        for name, stateful in self._extra.items():
-            tree["extra"][name] = flatten(stateful.state_dict(), f"extra.{name}", extra)
-        return {"model": model, "optim": optim, "extra": extra}, tree
 
     def _run_tasks(self) -> None:
         while (task := self._tasks.get()) is not None:

@@ -1,32 +1,33 @@
 """Copy the training state to host memory while the next step computes.
 
 ``capture`` runs on the training thread and takes at that instant everything that could change before the
-fence: small tensors, buffers, and all that is no tensor. ``copy`` runs on the writer thread and takes the
-large parameters and optimizer states, which nothing changes before ``optimizer.step()``; the fence in front
-of that waits for it. So all of a snapshot is of one moment.
+fence: small tensors and buffers. ``copy`` runs on the writer thread and takes the large parameters and
+optimizer states, which nothing changes before ``optimizer.step()``; the fence in front of that waits for it.
+So all of a snapshot is of one moment.
 
 The host memory is one anonymous mapping, laid out as the files will be: the writer writes it as it is.
 """
 
 import mmap
+import operator
 import threading
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from uploader import layout
+from wmtp.checkpoint.collect import Groups
+from wmtp.checkpoint.copying import CopyPlan, pin
 from wmtp.checkpoint.shards import Shard, TensorSpec, plan_shards
 
 IMMEDIATE_BYTES = 16 * 1024
-"""Tensors smaller than this are copied on the training thread: together they take microseconds."""
+"""Tensors smaller than this are taken at once: together they take microseconds."""
 
 PAGE_BYTES = 4096
 
-Groups: TypeAlias = Mapping[str, Mapping[str, Tensor]]
 Specs: TypeAlias = dict[str, list[TensorSpec]]
 
 
@@ -49,6 +50,8 @@ class Arena:
             self.images.append(FileImage(shard.file_name, at, shard.size_bytes))
             at += shard.size_bytes + (-shard.size_bytes % PAGE_BYTES)
         self._memory = mmap.mmap(-1, max(at, PAGE_BYTES), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        if hasattr(mmap, "MADV_HUGEPAGE"):  # a five-hundredth of the page faults
+            self._memory.madvise(mmap.MADV_HUGEPAGE)
         self.views: dict[str, Tensor] = {}
         for shard, image in zip(shards, self.images, strict=True):
             self._memory[image.start : image.start + len(shard.header)] = shard.header
@@ -62,8 +65,10 @@ class Arena:
         return raw.view(spec.dtype).view(spec.shape)
 
     def warm_up(self) -> None:
-        """Touch every page, so that the first copy is no slower than the rest."""
-        torch.frombuffer(self._memory, dtype=torch.uint8)[::PAGE_BYTES] |= 0
+        """Touch every page, so that the first copy is no slower than the rest; pin them for CUDA."""
+        whole = torch.frombuffer(self._memory, dtype=torch.uint8)
+        whole[::PAGE_BYTES] |= 0
+        pin(whole)
 
     def bytes_of(self, image: FileImage, *, padded: bool = False) -> memoryview:
         """The file's bytes; ``padded`` to whole pages for direct writes."""
@@ -76,9 +81,10 @@ class Snapshot:
 
     def __init__(self, rank: int, shard_size_bytes: int) -> None:
         self._rank, self._shard_size_bytes = rank, shard_size_bytes
-        self._specs: Specs = {}
         self._lock = threading.Lock()  # the writer thread may lay out what a first save needs
-        self._deferred: tuple[list[Tensor], list[Tensor]] = ([], [])
+        self._specs: Specs = {}
+        self._sources: list[Tensor] = []
+        self._plan = CopyPlan([])
         self.arena = Arena([])
 
     def prepare(self, specs: Specs) -> None:
@@ -89,37 +95,33 @@ class Snapshot:
                 for kind, wanted in specs.items():
                     file_name = partial(_FILE_NAMES[kind], self._rank)
                     shards += plan_shards(wanted, file_name, self._shard_size_bytes)
-                self.arena, self._specs = Arena(shards), specs
+                self.arena, self._specs, self._sources = Arena(shards), specs, []
                 self.arena.warm_up()
 
-    @torch.no_grad()
-    def capture(self, groups: Groups, buffers: set[str]) -> None:
+    def capture(self, groups: Groups, buffers: frozenset[str]) -> None:
         """Take what may change before the fence now, and note the rest for ``copy``.
 
         Args:
-            groups: tensors by name for each kind of file: ``model``, ``optim``, ``extra``.
             buffers: names in ``model`` that the forward pass may change: taken now, whatever their size.
         """
-        self.prepare(specs_of(groups))
-        now: tuple[list[Tensor], list[Tensor]] = ([], [])
-        later: tuple[list[Tensor], list[Tensor]] = ([], [])
-        for kind, tensors in groups.items():
-            for name, source in tensors.items():
-                immediate = source.nbytes < IMMEDIATE_BYTES or (kind == "model" and name in buffers)
-                targets, sources = now if immediate else later
-                targets.append(self.arena.views[name])
-                sources.append(source)
-        if now[0]:
-            torch._foreach_copy_(*now)
-        self._deferred = later
+        sources = [one for tensors in groups.values() for one in tensors.values()]
+        if len(sources) != len(self._sources) or not all(map(operator.is_, sources, self._sources)):
+            self.prepare(specs_of(groups))
+            self._plan = CopyPlan(
+                (self.arena.views[name], one, one.nbytes < IMMEDIATE_BYTES or name in buffers)
+                for tensors in groups.values()
+                for name, one in tensors.items()
+            )
+            self._sources = sources
+        self._plan.begin()
 
-    @torch.no_grad()
+    def order(self) -> bool:
+        """Make later device work wait for the copy; whether the host has to wait for it, too."""
+        return self._plan.order()
+
     def copy(self) -> None:
-        """Copy what ``capture`` left. One call for all of it: it gives up the interpreter's lock once."""
-        targets, sources = self._deferred
-        if targets:
-            torch._foreach_copy_(targets, sources)
-        self._deferred = ([], [])
+        """Copy what ``capture`` left, and wait until all of it is in host memory."""
+        self._plan.finish()
 
 
 _FILE_NAMES = {
@@ -135,8 +137,3 @@ def specs_of(groups: Groups) -> Specs:
         kind: [TensorSpec(name, one.dtype, tuple(one.shape)) for name, one in tensors.items()]
         for kind, tensors in groups.items()
     }
-
-
-def changeable_buffers(model: nn.Module) -> set[str]:
-    """The names of the model's buffers: a forward pass may change them."""
-    return {name for name, _ in model.named_buffers()}

@@ -84,35 +84,8 @@ def unflatten(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
     return tree
 
 
-def optimizer_state(optimizer: Optimizer, model: nn.Module) -> Tree:
-    """The optimizer's state with parameters by their names in the model, not by their numbers.
-
-    Returns:
-        ``{"state": {parameter: {…}}, "param_groups": [{"params": [parameter, …], …}]}``, the tensors shared
-        with the optimizer.
-
-    Raises:
-        WmtpError: the optimizer has a parameter that the model does not.
-    """
-    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
-    strangers = [p for group in optimizer.param_groups for p in group["params"] if p not in names]
-    if strangers:
-        raise WmtpError(
-            f"{len(strangers)} of its parameters are not the model's",
-            subject="optimizer",
-            hint="give the checkpointer the module that holds all parameters being trained",
-        )
-    return {
-        "state": {names[parameter]: dict(state) for parameter, state in optimizer.state.items()},
-        "param_groups": [
-            {**group, "params": [names[parameter] for parameter in group["params"]]}
-            for group in optimizer.param_groups
-        ],
-    }
-
-
 def load_optimizer_state(optimizer: Optimizer, model: nn.Module, saved: Tree) -> None:
-    """Put back what ``optimizer_state`` gave, parameters matched by name.
+    """Put back what was collected of an optimizer, parameters matched by name.
 
     Raises:
         WmtpError: the groups hold other parameters than those saved; nothing was changed.
@@ -141,8 +114,13 @@ class RandomState:
 
     def state_dict(self) -> dict[str, Any]:
         kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+        version, numbers, python_gauss = random.getstate()
         state: dict[str, Any] = {
-            "python": random.getstate(),
+            "python": {
+                "version": version,
+                "numbers": np.asarray(numbers, dtype="<u4").tobytes(),
+                "gauss": python_gauss,
+            },
             "numpy": {
                 "kind": kind,
                 "keys": np.asarray(keys, dtype="<u4").tobytes(),
@@ -157,7 +135,9 @@ class RandomState:
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        random.setstate(state["python"])
+        python = state["python"]
+        numbers = np.frombuffer(python["numbers"], dtype="<u4")
+        random.setstate((python["version"], tuple(numbers.tolist()), python["gauss"]))
         numpy = state["numpy"]
         keys = np.frombuffer(numpy["keys"], dtype="<u4")
         np.random.set_state((numpy["kind"], keys, numpy["position"], numpy["has_gauss"], numpy["gauss"]))
