@@ -50,6 +50,7 @@ class Options:
 
     Attributes:
         shard_size_bytes: a rank's state is cut into files of at most this size.
+        nice, io_level: how far the writer thread stands back on the CPU (0 to 19) and at the disk (0 to 7).
         durable_timeout_s: how long ``close`` waits for the last checkpoint to be durable.
         store_timeout_s: how long ``restore`` waits for the store to answer.
         inherited: descriptors that the uploader's process keeps open.
@@ -64,6 +65,8 @@ class Options:
     upload: UploadSettings = field(default_factory=UploadSettings)
     uploading: Uploading = Uploading.WAIT
     shard_size_bytes: int = SHARD_SIZE_BYTES
+    nice: int = 10
+    io_level: int | None = 7
     durable_timeout_s: float = 600.0
     store_timeout_s: float = 30.0
     inherited: Sequence[int] = ()
@@ -183,6 +186,8 @@ class Checkpointer:
             about=options.about,
             resumed_from=started.step or None,
             shard_size_bytes=options.shard_size_bytes,
+            nice=options.nice,
+            io_level=options.io_level,
         )
         self._stack.callback(self._saver.close)
         self._uploader = UploaderProcess(self.directory, started.run.generation, inherited=options.inherited)

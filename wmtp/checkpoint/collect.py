@@ -15,7 +15,7 @@ from uploader.errors import WmtpError
 from wmtp.checkpoint.state import Stateful, Tree, flatten
 
 Groups = dict[str, dict[str, Tensor]]
-"""Tensors by name for each kind of file: ``model``, ``optim``, ``extra``."""
+"""Tensors by name: ``model`` (what is trained), ``frozen`` (the rest of the model), ``optim``, ``extra``."""
 
 
 class ModelTensors:
@@ -88,9 +88,12 @@ class Collector:
 
     def collect(self) -> tuple[Groups, Tree]:
         """Everything as it is now; the tensors are those of the model and the optimizers themselves."""
-        groups: Groups = {"model": {}, "optim": {}, "extra": {}}
+        groups: Groups = {"model": {}, "frozen": {}, "optim": {}, "extra": {}}
         state = self._tensors.current()
-        tree: Tree = {"model": {name: _leaf(one, name, groups["model"]) for name, one in state.items()}}
+        tree: Tree = {"model": {}}
+        for name, one in state.items():
+            trained = isinstance(one, Tensor) and one.requires_grad
+            tree["model"][name] = _leaf(one, name, groups["model" if trained else "frozen"])
         names = {id(one): name for name, one in state.items()}
         tree["optim"] = {
             name: _optimizer_tree(optimizer, f"optim.{name}", names, groups["optim"])

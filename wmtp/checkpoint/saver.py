@@ -1,7 +1,8 @@
-"""Save the training state without the step waiting: snapshot, then local write, on one background thread.
+"""Save the training state without the step waiting: snapshot, then local write, on two background threads.
 
 On the training thread ``save`` takes microseconds and ``fence`` waits, before ``optimizer.step()``, for what
-is left of the copy. The rest happens on one thread that lives as long as the saver.
+is left of the copy. One thread copies, for the fence waits for it; another, which stands back for
+everything else on the machine, writes. Both live as long as the saver.
 """
 
 import logging
@@ -11,7 +12,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
-from queue import SimpleQueue
 from types import TracebackType
 from typing import Self
 
@@ -23,10 +23,11 @@ from uploader.errors import WmtpError
 from uploader.events import RunFinished
 from uploader.files import disk_errors
 from uploader.layout import RunDirectory
-from uploader.record import Metrics
+from uploader.record import Metrics, NodeRecord
 from wmtp.checkpoint.collect import Collector
 from wmtp.checkpoint.snapshot import Snapshot, specs_of
 from wmtp.checkpoint.state import Stateful, Tree, encode_tree
+from wmtp.checkpoint.workers import Worker
 from wmtp.checkpoint.writer import Description, Disk, FileSource, write_checkpoint
 
 log = logging.getLogger("wmtp.checkpoint")
@@ -43,6 +44,7 @@ class Saved:
         copy_ms: from the call to the end of the copy.
         local_ms: from the call until the step was committed on disk; None while it is not.
         error: why it was not.
+        stale: nothing that is trained has changed since the save before.
     """
 
     step: int
@@ -51,6 +53,7 @@ class Saved:
     copy_ms: float | None = None
     local_ms: float | None = None
     error: WmtpError | None = None
+    stale: bool = False
 
 
 @dataclass
@@ -77,6 +80,7 @@ class Saver:
         extra: by name: whatever else has a state.
         about: what made the checkpoints, in JSON: shown where a later start does not fit.
         resumed_from: the step that is saved already, because the run goes on after it.
+        nice, io_level: how far the writer thread stands back on the CPU and at the disk (``Worker``).
         on_saved: called on the writer thread when a save has ended, well or not.
     """
 
@@ -91,6 +95,8 @@ class Saver:
         about: Tree | None = None,
         resumed_from: int | None = None,
         shard_size_bytes: int = SHARD_SIZE_BYTES,
+        nice: int = 10,
+        io_level: int | None = 7,
         disk: Disk | None = None,
         on_saved: Callable[[Saved], None] | None = None,
     ) -> None:
@@ -99,15 +105,15 @@ class Saver:
         self._snapshot = Snapshot(what.rank, shard_size_bytes)
         self._on_saved = on_saved
         self._job: _Job | None = None
-        self._tasks: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._trained: list[str] = []
         self._hooks = [one.register_step_pre_hook(self._before_step) for one in optimizers.values()]
         self._hooks += [one.register_step_post_hook(self._after_step) for one in optimizers.values()]
         self._warm = False
         self.saved: list[Saved] = []
         self.skipped = 0
         self.last_step = resumed_from
-        self._thread = threading.Thread(target=self._run_tasks, name="wmtp-writer", daemon=True)
-        self._thread.start()
+        self._copier = Worker("wmtp-copier")
+        self._writer = Worker("wmtp-writer", nice=nice, io_level=io_level)
 
     def __enter__(self) -> Self:
         return self
@@ -144,7 +150,7 @@ class Saver:
         self._job = _Job(what, tree, saved, began_s)
         self.saved.append(saved)
         self.last_step = step
-        self._tasks.put(partial(self._write, self._job))
+        self._copier.submit(partial(self._copy, self._job))
         saved.stall_ms += (time.perf_counter() - began_s) * 1e3
         return True
 
@@ -171,11 +177,11 @@ class Saver:
     def _after_step(self, *_: object) -> None:
         """After the first step optimizers have their state: lay out and touch the host memory then.
 
-        On the writer thread, so that neither this step nor the first save is slower than the rest.
+        On the copier's thread, so that neither this step nor the first save is slower than the rest.
         """
         if not self._warm:
             self._warm = True
-            self._tasks.put(partial(self._snapshot.prepare, specs_of(self._collector.collect()[0])))
+            self._copier.submit(partial(self._snapshot.prepare, specs_of(self._collector.collect()[0])))
 
     def wait(self) -> None:
         """Wait until the last save has ended, well or not."""
@@ -196,39 +202,50 @@ class Saver:
             queue.put(path, RunFinished(generation=self._what.generation, step=step, rank=self._what.rank))
 
     def close(self) -> None:
-        """End the thread after the save it may be at."""
-        self._tasks.put(None)
-        self._thread.join()
+        """End the threads after the save they may be at."""
+        self._copier.close()
+        self._writer.close()
         for hook in self._hooks:
             hook.remove()
 
-    def _run_tasks(self) -> None:
-        while (task := self._tasks.get()) is not None:
-            task()
-
-    def _write(self, job: _Job) -> None:
-        """Copy, open the fence, write. Whatever goes wrong is kept with the save and told, never lost."""
+    def _copy(self, job: _Job) -> None:
+        """Copy, open the fence, and hand over to the writer."""
         try:
             self._snapshot.copy()
-            job.saved.copy_ms = (time.perf_counter() - job.began_s) * 1e3
-            job.copied.set()
+        except BaseException as error:
+            job.failure = error
+        job.saved.copy_ms = (time.perf_counter() - job.began_s) * 1e3
+        job.copied.set()
+        self._writer.submit(partial(self._write, job))
+
+    def _write(self, job: _Job) -> None:
+        """Write. Whatever goes wrong is kept with the save and told, never lost."""
+        name = layout.step_name(job.saved.step)
+        try:
+            if job.failure is not None:
+                raise job.failure
             record = self._disk.run(write_checkpoint(self._directory, self._sources(job), job.what))
             job.saved.size_bytes = record.size_bytes
             job.saved.local_ms = (time.perf_counter() - job.began_s) * 1e3
+            self._compare_with_last(job, record)
         except WmtpError as error:
             job.saved.error = error
         except BaseException as error:
-            job.failure = error
-            job.saved.error = WmtpError(
-                f"{type(error).__name__}: {error}", doing="saving", subject=layout.step_name(job.saved.step)
-            )
+            job.saved.error = WmtpError(f"{type(error).__name__}: {error}", doing="saving", subject=name)
         finally:
-            job.copied.set()
             job.done.set()
             if job.saved.error is not None:
-                log.error("%s was not saved: %s", layout.step_name(job.saved.step), job.saved.error)
+                log.error("%s was not saved: %s", name, job.saved.error)
             if self._on_saved is not None:
                 self._on_saved(job.saved)
+
+    def _compare_with_last(self, job: _Job, record: NodeRecord) -> None:
+        """The same weights twice mean that nothing trains, or that something else is being saved."""
+        trained = [one.crc64nvme for one in record.files if one.path in self._snapshot.trained_files]
+        job.saved.stale = bool(trained) and trained == self._trained
+        self._trained = trained
+        if job.saved.stale:
+            log.warning("%s has the very weights of the save before", layout.step_name(job.saved.step))
 
     def _sources(self, job: _Job) -> list[FileSource]:
         """The files of the checkpoint: shards as they lie in the arena, and the tree."""

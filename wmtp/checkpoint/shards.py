@@ -67,12 +67,18 @@ class Shard:
 
 
 def plan_shards(
-    specs: Iterable[TensorSpec], file_name: Callable[[int], str], shard_size_bytes: int, *, at_least: int = 16
+    specs: Iterable[TensorSpec],
+    file_name: Callable[[int], str],
+    shard_size_bytes: int,
+    *,
+    first: int = 1,
+    at_least: int = 16,
 ) -> list[Shard]:
     """Cut tensors into files of at most ``shard_size_bytes``; a larger tensor has a file to itself.
 
     A large state is cut into at least ``at_least`` files, so that uploads begin early; files stay above
-    8 MiB for that. Larger types come first, so that every tensor is aligned.
+    8 MiB for that. Larger types come first, so that every tensor is aligned. The first file's number is
+    ``first``.
     """
     ordered = sorted(specs, key=lambda spec: (-spec.dtype.itemsize, spec.name))
     total = sum(spec.size_bytes for spec in ordered)
@@ -85,7 +91,7 @@ def plan_shards(
             filled = 0
         groups[-1].append(spec)
         filled += spec.size_bytes
-    return [_shard(file_name(number), group) for number, group in enumerate(groups, 1)]
+    return [_shard(file_name(number), group) for number, group in enumerate(groups, first)]
 
 
 def _shard(file_name: str, specs: Sequence[TensorSpec]) -> Shard:

@@ -77,13 +77,19 @@ class Arena:
 
 
 class Snapshot:
-    """The last captured state of one rank. Reused: one buffer set, as large as the state."""
+    """The last captured state of one rank. Reused: one buffer set, as large as the state.
+
+    Attributes:
+        trained_files: the names of the files that hold what is trained, and nothing else.
+    """
 
     def __init__(self, rank: int, shard_size_bytes: int) -> None:
         self._rank, self._shard_size_bytes = rank, shard_size_bytes
         self._lock = threading.Lock()  # the writer thread may lay out what a first save needs
-        self._specs: Specs = {}
+        self._specs: Specs | None = None
         self._sources: list[Tensor] = []
+        self._shapes: list[torch.Size] = []
+        self.trained_files: set[str] = set()
         self._plan = CopyPlan([])
         self.arena = Arena([])
 
@@ -91,12 +97,19 @@ class Snapshot:
         """Lay out the arena for these tensors and touch it, unless it is laid out for them already."""
         with self._lock:
             if specs != self._specs:
-                shards = []
-                for kind, wanted in specs.items():
-                    file_name = partial(_FILE_NAMES[kind], self._rank)
-                    shards += plan_shards(wanted, file_name, self._shard_size_bytes)
-                self.arena, self._specs, self._sources = Arena(shards), specs, []
+                self.arena = Arena(self._plan_shards(specs))
+                self._specs, self._shapes = specs, []
                 self.arena.warm_up()
+
+    def _plan_shards(self, specs: Specs) -> list[Shard]:
+        """What is trained has files of its own, so that their checksums tell whether anything was."""
+        model = partial(layout.model_shard, self._rank)
+        trained = plan_shards(specs["model"], model, self._shard_size_bytes)
+        frozen = plan_shards(specs["frozen"], model, self._shard_size_bytes, first=len(trained) + 1)
+        optim = plan_shards(specs["optim"], partial(layout.optim_shard, self._rank), self._shard_size_bytes)
+        extra = plan_shards(specs["extra"], partial(layout.extra_shard, self._rank), self._shard_size_bytes)
+        self.trained_files = {shard.file_name for shard in trained}
+        return [*trained, *frozen, *optim, *extra]
 
     def capture(self, groups: Groups, buffers: frozenset[str]) -> None:
         """Take what may change before the fence now, and note the rest for ``copy``.
@@ -105,14 +118,15 @@ class Snapshot:
             buffers: names in ``model`` that the forward pass may change: taken now, whatever their size.
         """
         sources = [one for tensors in groups.values() for one in tensors.values()]
-        if len(sources) != len(self._sources) or not all(map(operator.is_, sources, self._sources)):
+        shapes = [one.shape for one in sources]  # assigning to ``.data`` keeps the object, not the shape
+        if shapes != self._shapes or not all(map(operator.is_, sources, self._sources)):
             self.prepare(specs_of(groups))
             self._plan = CopyPlan(
                 (self.arena.views[name], one, one.nbytes < IMMEDIATE_BYTES or name in buffers)
                 for tensors in groups.values()
                 for name, one in tensors.items()
             )
-            self._sources = sources
+            self._sources, self._shapes = sources, shapes
         self._plan.begin()
 
     def order(self) -> bool:
@@ -122,13 +136,6 @@ class Snapshot:
     def copy(self) -> None:
         """Copy what ``capture`` left, and wait until all of it is in host memory."""
         self._plan.finish()
-
-
-_FILE_NAMES = {
-    "model": layout.model_shard,
-    "optim": layout.optim_shard,
-    "extra": layout.extra_shard,
-}
 
 
 def specs_of(groups: Groups) -> Specs:

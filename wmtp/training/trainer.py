@@ -147,6 +147,11 @@ class Trainer:
                 )
             else:
                 break
+            if saved.stale:
+                self.progress.note(
+                    f"step_{saved.step}  WARNING: the weights are those of the save before: nothing trains, "
+                    "or the checkpointer holds another model"
+                )
             self._told += 1
         for line in self.checkpointer.news():
             self.progress.note(line)
