@@ -42,6 +42,7 @@ def sort_out(
     """Decide for each local step.
 
     Args:
+        manifest: as the claim adopts it.
         failed: names (``step_N@gG``) of steps whose files are corrupt: never uploaded, never the reason
             to discard another, and kept for a person to look at until retention takes them.
     """
@@ -52,7 +53,9 @@ def sort_out(
     waiting = [one for one in live if one not in durable and one.name not in {*failed, *manifest.deleting}]
     keep = steps_to_keep([*manifest.committed(), *map(_committed, waiting)], policy, now=now)
     upload = [one for one in waiting if one.step in keep]
-    discard = _discard(steps, durable, upload, manifest, claim, policy, now)
+    broken = [one for one in live if one.name in failed and one not in durable]
+    kept = [*_kept(durable, durable, policy, now), *_kept(broken, durable + broken, policy, now), *upload]
+    discard = _discard(steps, kept, manifest, claim)
     return Backlog(
         upload=sorted(upload, key=lambda one: -one.step),
         skip=[one for one in waiting if one.step not in keep],
@@ -62,25 +65,27 @@ def sort_out(
 
 def _discard(
     steps: list[LocalStep],
-    durable: list[LocalStep],
-    upload: list[LocalStep],
+    kept: list[LocalStep],
     manifest: Manifest,
     claim: Claim,
-    policy: Retention,
-    now: datetime,
 ) -> list[LocalStep]:
     """Never a step that waits for its upload, and never one that no durable step is newer than."""
     latest = manifest.live.get(layout.step_name(manifest.latest)) if manifest.latest is not None else None
     if latest is None:
         return []
-    keep = steps_to_keep(map(_committed, durable), policy, now=now)
-    kept = [one for one in durable if one.step in keep] + upload
     # A step that was left behind by a rewind goes when the new branch has something durable of its own.
     behind = [one for one in steps if not claim.is_live(one.step, one.generation)]
     may_go = [one for one in steps if one not in behind and one.step < latest.step]
     if latest.generation == claim.generation:
         may_go += behind
     return [one for one in may_go if one not in kept]
+
+
+def _kept(
+    steps: list[LocalStep], among: list[LocalStep], policy: Retention, now: datetime
+) -> list[LocalStep]:
+    keep = steps_to_keep(map(_committed, among), policy, now=now)
+    return [one for one in steps if one.step in keep]
 
 
 def _committed(one: LocalStep) -> Committed:

@@ -26,12 +26,13 @@ def decode(text: str) -> int:
     """The checksum that ``encode`` wrote.
 
     Raises:
-        ValueError: the text is not base64 of eight bytes.
+        ValueError: the text is not base64 of eight bytes, or not as ``encode`` writes it.
     """
     raw = base64.b64decode(text, validate=True)
-    if len(raw) != 8:
+    crc = int.from_bytes(raw, "big")
+    if len(raw) != 8 or encode(crc) != text:  # base64 of eight bytes has two bits to spare
         raise ValueError(f"{text!r} is not a CRC64-NVME")
-    return int.from_bytes(raw, "big")
+    return crc
 
 
 def of_bytes(data: bytes | memoryview) -> str:

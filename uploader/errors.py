@@ -85,3 +85,9 @@ class StartRefused(WmtpError):
 
 class NothingToResume(WmtpError):
     """There is no checkpoint where one was asked for."""
+
+
+class NotDurable(WmtpError):
+    """The run ended, but its last checkpoint is not in the store yet."""
+
+    exit_code = 3

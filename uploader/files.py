@@ -8,8 +8,9 @@ import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from uploader.errors import DiskError
@@ -45,8 +46,11 @@ def fsync_directory(path: Path) -> None:
 
 
 def make_directory(path: Path) -> None:
-    """Create a directory and its parents, readable by this user only."""
-    path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    """Create a directory and its parents, readable by this user only, each durable in its parent."""
+    if not path.is_dir():
+        make_directory(path.parent)
+        path.mkdir(exist_ok=True, mode=0o700)
+        fsync_directory(path.parent)
 
 
 def write_durably(path: Path, data: bytes) -> None:
@@ -60,13 +64,22 @@ def write_durably(path: Path, data: bytes) -> None:
 def replace(path: Path, data: bytes) -> None:
     """Replace a file atomically and durably: a reader sees the old bytes or the new ones."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    write_durably(temporary, data)
-    os.rename(temporary, path)
+    try:
+        write_durably(temporary, data)
+        os.rename(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     fsync_directory(path.parent)
 
 
 def move_to_trash(path: Path, trash: Path) -> Path:
     """Rename a directory away, durably and at once; delete it later with ``empty_trash``."""
+    with _names_locked(path.parent):
+        return _move(path, trash)
+
+
+def _move(path: Path, trash: Path) -> Path:
     make_directory(trash)
     for number in range(1_000_000):
         target = trash / f"{path.name}.{number}"
@@ -77,15 +90,23 @@ def move_to_trash(path: Path, trash: Path) -> Path:
     raise DiskError("it holds a million directories", doing="trashing into", subject=str(trash))
 
 
-def discard_unless_read(path: Path, trash: Path) -> bool:
-    """Move a step's directory to the trash, unless a loader holds it; whether it went."""
+def discard_unless_read(path: Path, trash: Path, *, meant: Callable[[], bool] = lambda: True) -> bool:
+    """Move a step's directory to the trash, unless a loader holds it; whether it went.
+
+    Args:
+        meant: whether the directory is still the one that is meant. While it is asked nobody moves the
+            directory away, and so nobody puts another in its place.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     except FileNotFoundError:
         return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        move_to_trash(path, trash)
+        with _names_locked(path.parent):
+            if not (_is_at(descriptor, path) and meant()):
+                return False
+            _move(path, trash)
     except BlockingIOError:
         return False
     finally:
@@ -94,25 +115,55 @@ def discard_unless_read(path: Path, trash: Path) -> bool:
 
 
 @contextmanager
+def _names_locked(path: Path) -> Iterator[None]:
+    """Hold a directory against everyone else who moves something out of it."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether what was opened still has this name."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+@contextmanager
 def held_for_reading(path: Path) -> Iterator[None]:
-    """Hold a step's directory so that it is not pruned while it is read."""
+    """Hold a step's directory so that it is not pruned while it is read.
+
+    Raises:
+        FileNotFoundError: it is not there, or went while we waited.
+    """
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH)
+        if not _is_at(descriptor, path):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
         yield
     finally:
         os.close(descriptor)
 
 
 def empty_trash(trash: Path) -> None:
-    """Delete what was moved there. A crash in the middle leaves the rest for the next time."""
-    remove_tree(trash)
+    """Delete what was moved there. A crash in the middle leaves the rest for the next time.
+
+    The trash itself stays, for somebody else may be moving something into it.
+    """
+    for path in trash.iterdir() if trash.is_dir() else ():
+        remove_tree(path)
 
 
 def remove_tree(path: Path) -> None:
     """Delete a directory and all below it, if it is there."""
-    if path.exists():
-        shutil.rmtree(path)
+    while path.exists():
+        with suppress(FileNotFoundError):  # somebody else deletes it too
+            shutil.rmtree(path)
 
 
 def lock(path: Path, *, shared: bool = False) -> int | None:
@@ -122,22 +173,36 @@ def lock(path: Path, *, shared: bool = False) -> int | None:
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
+        for attempt in range(_LOCK_ATTEMPTS, 0, -1):
+            if _locked(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX):
+                return descriptor
+            if attempt > 1:
+                time.sleep(_LOCK_WAIT_S)
     except BaseException:
         os.close(descriptor)
         raise
-    return descriptor
+    os.close(descriptor)
+    return None
+
+
+_LOCK_ATTEMPTS, _LOCK_WAIT_S = 5, 0.01
+"""Who finds a lock taken looks again: ``is_locked`` takes it for an instant."""
+
+
+def _locked(descriptor: int, kind: int) -> bool:
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def is_locked(path: Path) -> bool:
     """Whether a living process holds the lock. Taken for an instant to find out."""
     if not path.exists():
         return False
-    descriptor = lock(path, shared=True)
-    if descriptor is None:
-        return True
-    os.close(descriptor)
-    return False
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        return not _locked(descriptor, fcntl.LOCK_SH)
+    finally:
+        os.close(descriptor)

@@ -6,7 +6,7 @@ run to the one that is there.
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,19 +49,28 @@ async def serve_run(
         SettingsError: there is no ``run.json`` and no fallback.
         WmtpError: the run is over and some of it could not be made durable.
     """
-    directory = RunDirectory(path)
+    directory = _absolute(path)
     while True:
-        with _lock(directory):
-            await _serve_locked(directory, fallback, once, clocks or Clocks())
+        with _lock(directory) as is_ours:
+            served = await _serve_locked(directory, fallback, once, clocks or Clocks(), is_ours)
         # A trainer that started while we were ending found our lock and counted on us.
-        if once or not files.is_locked(directory.trainer_lock) or files.is_locked(directory.uploader_lock):
+        if once or RunFile.read(directory) in (None, served) or files.is_locked(directory.uploader_lock):
             return
 
 
+def _absolute(path: Path) -> RunDirectory:
+    """The directory by the name of its run, which ``.`` is not."""
+    return RunDirectory(Path(os.path.abspath(path)))
+
+
 async def _serve_locked(
-    directory: RunDirectory, fallback: Fallback | None, once: bool, clocks: Clocks
-) -> None:
-    """One service for each destination that ``run.json`` names in turn."""
+    directory: RunDirectory,
+    fallback: Fallback | None,
+    once: bool,
+    clocks: Clocks,
+    is_ours: Callable[[], bool],
+) -> RunFile:
+    """One service for each setting that ``run.json`` names in turn; returns the run as last served."""
     run = await _find_run(directory, fallback, wait=not once)
     while True:
         first = Status(
@@ -75,7 +84,7 @@ async def _serve_locked(
         log.info("%s to %s", directory.path, run.destination)
         try:
             async with open_store(run.location, run.storage) as store:
-                service = RunService(directory, run, store, status, clocks)
+                service = RunService(directory, run, store, status, clocks, is_ours)
                 await (service.once() if once else service.serve())
         except WmtpError as error:
             status.failed(error)
@@ -84,8 +93,8 @@ async def _serve_locked(
             status.show(state="stopped")
             raise
         changed = RunFile.read(directory)
-        if changed is None or (changed.destination, changed.storage) == (run.destination, run.storage):
-            return
+        if changed is None or changed.setting() == run.setting() or not is_ours():
+            return service.run
         run = changed
 
 
@@ -110,7 +119,15 @@ async def _find_run(directory: RunDirectory, fallback: Fallback | None, *, wait:
 
 
 @contextmanager
-def _lock(directory: RunDirectory) -> Iterator[None]:
+def _lock(directory: RunDirectory) -> Iterator[Callable[[], bool]]:
+    """Hold the directory; yields whether it is still the one that is held, and not one made anew."""
+
+    def is_ours() -> bool:
+        try:
+            return os.path.samestat(os.fstat(held), directory.uploader_lock.stat())
+        except FileNotFoundError:
+            return False
+
     with files.disk_errors("creating", directory.uploader_directory):
         files.make_directory(directory.uploader_directory)
         lock = files.lock(directory.uploader_lock)
@@ -167,10 +184,28 @@ async def serve_parent(path: Path, *, fallback: Fallback | None = None, once: bo
 def _unserved_runs(path: Path) -> list[Path]:
     with files.disk_errors("watching", path):
         children = [child for child in path.iterdir() if child.is_dir() and layout.is_run_name(child.name)]
-    runs = [child for child in children if is_run_directory(child)]
+        runs = [child for child in children if is_run_directory(child)]
     return [run for run in sorted(runs) if not files.is_locked(RunDirectory(run).uploader_lock)]
 
 
 def _changed_at(run: Path) -> int:
     """When something last came into the directory or left it; 0 once it is gone."""
     return run.stat().st_mtime_ns if run.exists() else 0
+
+
+async def serve(path: Path, *, fallback: Fallback | None = None, once: bool = False) -> None:
+    """Serve a run directory, or a parent of several; an empty directory becomes the one or the other.
+
+    Raises:
+        WmtpError: see ``serve_run`` and ``serve_parent``.
+    """
+    async for _ in changes(path, stop=anyio.Event(), poll_s=POLL_S):
+        if is_run_directory(path):
+            return await serve_run(path, fallback=fallback, once=once)
+        if once or _holds_runs(path):
+            return await serve_parent(path, fallback=fallback, once=once)
+
+
+def _holds_runs(path: Path) -> bool:
+    with files.disk_errors("watching", path):
+        return any(is_run_directory(child) for child in path.iterdir() if child.is_dir())

@@ -7,12 +7,14 @@ is used once, for completing an old multipart upload overwrites whatever its key
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 _STEP = re.compile(r"step_(0|[1-9][0-9]{0,17})\Z")
 _STEP_AT = re.compile(r"step_(0|[1-9][0-9]{0,17})@g(0|[1-9][0-9]{0,8})\Z")
 _TEMPORARY = re.compile(r"step_(0|[1-9][0-9]{0,17})\.g(0|[1-9][0-9]{0,8})\.tmp\Z")
 _NODE_RECORD = re.compile(r"node-[0-9]{4}\.json\Z")
+_RANK_RECORD = re.compile(r"rank-[0-9]{5}\.json\Z")
+_COMMIT_RECORD = re.compile(r"(step_[0-9]{1,18})(?:/g(?:0|[1-9][0-9]{0,8}))?/checkpoint\.json\Z")
 _RUN_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}\Z")
 
 MANIFEST_KEY = "manifest.json"
@@ -52,6 +54,11 @@ def is_node_record(name: str) -> bool:
     return _NODE_RECORD.match(name) is not None
 
 
+def is_record(name: str) -> bool:
+    """Whether a record has this name, and so no other file of a checkpoint may."""
+    return name == COMMIT_RECORD_NAME or is_node_record(name) or _RANK_RECORD.match(name) is not None
+
+
 def is_run_name(name: str) -> bool:
     """Whether the name can be both a directory and a part of a key."""
     return _RUN_NAME.match(name) is not None
@@ -62,7 +69,7 @@ def is_safe_path(path: str) -> bool:
 
     Refused: empty, absolute, ``.`` and ``..``, backslashes, colons, control characters, hidden parts.
     """
-    if not path or len(path) > 512 or re.search(r"[\x00-\x1f\x7f\\:]", path):
+    if not path or len(path) > 512 or re.search(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\\:]", path):
         return False
     return all(part and not part.startswith(".") for part in path.split("/"))
 
@@ -73,6 +80,11 @@ def model_shard(rank: int, number: int) -> str:
 
 def optim_shard(rank: int, number: int) -> str:
     return f"optim-rank{rank:05d}-{number:04d}.safetensors"
+
+
+def extra_shard(rank: int, number: int) -> str:
+    """Tensors that are neither the model's nor an optimizer's: averaged weights, say."""
+    return f"extra-rank{rank:05d}-{number:04d}.safetensors"
 
 
 def state_file(rank: int) -> str:
@@ -164,15 +176,13 @@ def generation_key(generation: int) -> str:
 def parse_generation_key(key: str) -> int | None:
     """The number of ``generations/NNNN.json``; None for any other key."""
     found = re.fullmatch(r"generations/([0-9]{4,9})\.json", key)
-    return int(found[1]) if found else None
+    return int(found[1]) if found and generation_key(int(found[1])) == key else None
 
 
 def parse_commit_record_key(key: str) -> int | None:
     """The step of ``step_N/gG/checkpoint.json`` or ``step_N/checkpoint.json``; None for any other key."""
-    path = PurePosixPath(key)
-    return (
-        parse_step(path.parts[0]) if path.name == COMMIT_RECORD_NAME and len(path.parts) in (2, 3) else None
-    )
+    found = _COMMIT_RECORD.match(key)
+    return parse_step(found[1]) if found else None
 
 
 def parse_step_key(key: str) -> tuple[int, int] | None:

@@ -4,11 +4,14 @@ A location is absolute once made: relative paths resolve against the working dir
 """
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from uploader.errors import SettingsError
+
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,23 +31,24 @@ class Location:
         """Read ``s3://b[/prefix]``, ``file://./relative``, ``file:///absolute`` or a bare path.
 
         Raises:
-            SettingsError: the text is empty, names no bucket, or has another scheme.
+            SettingsError: the text is empty, names no bucket, or has another scheme. What could be a
+                secret (before an ``@``, after a ``?``) is not repeated in the message.
         """
-        if not text.strip():
-            raise SettingsError("it is empty", subject=field, hint="name a path, file:// or s3://")
+        if not text.strip() or _CONTROL.search(text):
+            problem = "it has control characters" if text.strip() else "it is empty"
+            raise SettingsError(problem, subject=field, hint="name a path, file:// or s3://")
         if "://" not in text:
             return cls("", os.path.abspath(os.path.expanduser(text)))
         scheme, rest = text.split("://", 1)
         if scheme == "file":
             return cls("", os.path.abspath(os.path.expanduser(rest or ".")))
         if scheme != "s3":
-            raise SettingsError(
-                f"{text!r} has the unknown scheme {scheme!r}", subject=field, hint="use s3:// or file://"
-            )
-        parts = urlsplit(text)
-        if not parts.netloc or parts.query or parts.fragment or "@" in parts.netloc:
-            raise SettingsError(f"{text!r} is not s3://bucket/prefix", subject=field)
-        return cls(parts.netloc, "/".join(part for part in parts.path.split("/") if part))
+            problem = f"{_shown(text)!r} has the unknown scheme {scheme!r}"
+            raise SettingsError(problem, subject=field, hint="use s3:// or file://")
+        bucket, *parts = rest.split("/")
+        if not _BUCKET.match(bucket) or {".", ".."} & {*parts} or re.search("[?#]", rest):
+            raise SettingsError(f"{_shown(text)!r} is not s3://bucket/prefix", subject=field)
+        return cls(bucket, "/".join(part for part in parts if part))
 
     @property
     def is_s3(self) -> bool:
@@ -59,6 +63,8 @@ class Location:
 
     def join(self, name: str) -> "Location":
         """The location ``name`` below this one (a run below its base)."""
+        if not self.is_s3:
+            return Location("", os.path.join(self.path, name))
         return Location(self.bucket, f"{self.path}/{name}" if self.path else name)
 
     @property
@@ -77,3 +83,8 @@ class Location:
         if not self.is_s3:
             return f"file://{self.path}"
         return f"s3://{self.bucket}/{self.path}" if self.path else f"s3://{self.bucket}"
+
+
+def _shown(text: str) -> str:
+    """The text as a message may repeat it."""
+    return re.sub(r"://.*@", "://…@", re.split("[?#]", text)[0])

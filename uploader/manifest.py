@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Self
 
-from pydantic import AwareDatetime, Field
+from pydantic import AwareDatetime, Field, model_validator
 
 from uploader import generation, layout
 from uploader.errors import CorruptError, ObjectMissing, OwnershipError, PreconditionFailed
@@ -38,6 +38,12 @@ class Entry(Strict):
     created_at: AwareDatetime
     metrics: Metrics = {}
     superseded_by: Count | None = None
+
+    @model_validator(mode="after")
+    def _names_its_record(self) -> Self:
+        if layout.parse_commit_record_key(self.record) != self.step:
+            raise ValueError(f"{self.record!r} is no commit record of step {self.step}")
+        return self
 
     @classmethod
     def of(cls, record: CommitRecord, keys: RunKeys) -> Self:
@@ -73,6 +79,23 @@ class Manifest(Strict):
     superseded: dict[str, Entry] = {}
     deleting: dict[str, Entry] = {}
 
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        named = {layout.step_name(entry.step): entry for entry in self.live.values()}
+        if named != self.live or any(
+            name != entry.name for name, entry in [*self.superseded.items(), *self.deleting.items()]
+        ):
+            raise ValueError("a step is listed under another name")
+        if self.latest != max((entry.step for entry in self.live.values()), default=None):
+            raise ValueError("latest is not the highest live step")
+        if len(self.names()) != len(self.live) + len(self.superseded) + len(self.deleting):
+            raise ValueError("a step is listed twice")
+        return self
+
+    def names(self) -> set[str]:
+        """Every step it lists, as ``step_N@gG``."""
+        return {*self.superseded, *self.deleting, *(entry.name for entry in self.live.values())}
+
     def encode(self) -> bytes:
         return json.dumps(self.model_dump(mode="json"), indent=1).encode() + b"\n"
 
@@ -80,7 +103,8 @@ class Manifest(Strict):
         """The entry a user means by ``latest``, ``step_N`` or ``step_N@gG``."""
         if name == "latest":
             name = "" if self.latest is None else layout.step_name(self.latest)
-        return self.live.get(name) or self.superseded.get(name)
+        live = {entry.name: entry for entry in self.live.values()}
+        return self.live.get(name) or self.superseded.get(name) or live.get(name)
 
     def committed(self) -> list[Committed]:
         """The live steps as retention looks at them."""
@@ -101,19 +125,26 @@ class Manifest(Strict):
 def adopted(manifest: Manifest, claim: Claim) -> Manifest:
     """Make a claim the owner's. Live steps that don't lead to it are superseded, and the other way round.
 
+    Of one step that two generations of the lineage wrote, the later one's is live.
+
     Raises:
         OwnershipError: a newer generation owns the run.
     """
-    _check_owner(manifest, claim.generation)
-    live, superseded = [], []
-    for entry in [*manifest.live.values(), *manifest.superseded.values()]:
-        if claim.is_live(entry.step, entry.generation):
-            live.append(entry.model_copy(update={"superseded_by": None}))
-        else:
-            by = claim.generation if entry.superseded_by is None else entry.superseded_by
-            superseded.append(entry.model_copy(update={"superseded_by": by}))
-    changed = manifest._with(live, superseded, manifest.deleting.values())
+    _check_owner(manifest, claim)
+    entries = [*manifest.live.values(), *manifest.superseded.values()]
+    leading = [entry for entry in entries if claim.is_live(entry.step, entry.generation)]
+    live = {entry.step: entry for entry in sorted(leading, key=lambda entry: entry.generation)}
+    superseded = [entry for entry in entries if entry is not live.get(entry.step)]
+    changed = manifest._with(
+        (entry.model_copy(update={"superseded_by": None}) for entry in live.values()),
+        (_superseded(entry, claim.generation) for entry in superseded),
+        manifest.deleting.values(),
+    )
     return changed.model_copy(update={"generation": claim.generation, "owner": claim.owner})
+
+
+def _superseded(entry: Entry, by: int) -> Entry:
+    return entry if entry.superseded_by is not None else entry.model_copy(update={"superseded_by": by})
 
 
 def committed(manifest: Manifest, entry: Entry, claim: Claim) -> Manifest:
@@ -129,12 +160,15 @@ def committed(manifest: Manifest, entry: Entry, claim: Claim) -> Manifest:
     return adopted(manifest._with([], entries.values(), manifest.deleting.values()), claim)
 
 
-def deleting(manifest: Manifest, names: Iterable[str], *, owned_by: int) -> Manifest:
+def deleting(manifest: Manifest, names: Iterable[str], claim: Claim) -> Manifest:
     """Move entries (by ``step_N@gG``) to ``deleting``: from then on nobody begins to read them.
 
     The latest step never goes, whoever asks.
+
+    Raises:
+        OwnershipError: a newer generation owns the run.
     """
-    _check_owner(manifest, owned_by)
+    manifest = adopted(manifest, claim)
     chosen = set(names) - {entry.name for entry in manifest.live.values() if entry.step == manifest.latest}
     listed = [*manifest.live.values(), *manifest.superseded.values()]
     return manifest._with(
@@ -144,18 +178,23 @@ def deleting(manifest: Manifest, names: Iterable[str], *, owned_by: int) -> Mani
     )
 
 
-def dropped(manifest: Manifest, names: Iterable[str], *, owned_by: int) -> Manifest:
-    """Forget entries of ``deleting`` whose objects are gone."""
-    _check_owner(manifest, owned_by)
+def dropped(manifest: Manifest, names: Iterable[str], claim: Claim) -> Manifest:
+    """Forget entries of ``deleting`` whose objects are gone.
+
+    Raises:
+        OwnershipError: a newer generation owns the run.
+    """
+    _check_owner(manifest, claim)
     chosen = set(names)
     rest = [entry for entry in manifest.deleting.values() if entry.name not in chosen]
     return manifest._with(manifest.live.values(), manifest.superseded.values(), rest)
 
 
-def _check_owner(manifest: Manifest, generation: int) -> None:
-    if manifest.generation > generation:
+def _check_owner(manifest: Manifest, claim: Claim) -> None:
+    if manifest.generation > claim.generation:
         raise OwnershipError(
-            f"generation {manifest.generation} of {manifest.owner} owns it; this is generation {generation}",
+            f"generation {manifest.generation} of {manifest.owner} owns it; "
+            f"this is generation {claim.generation}",
             subject=f"run {manifest.run}",
             hint="stop this process: the run goes on elsewhere",
         )
@@ -166,19 +205,23 @@ def rebuild(
 ) -> Manifest:
     """The manifest that generation files and commit records imply. Pure.
 
-    A generation that committed nothing may have failed before it superseded anything, so the lineage is
-    that of the newest one that did; the next commit applies its own.
+    A generation that committed nothing may have failed before it superseded anything, so it supersedes
+    nothing here; its next commit does.
+
+    Raises:
+        CorruptError: a generation that committed has no file, so nobody knows which steps lead to it.
     """
-    by_number = {file.generation: file for file in generations}
+    claims: dict[int, Claim] = {0: Claim(), **{file.generation: file for file in generations}}
     manifest = Manifest(run=run)
-    for record in records:
-        entry = Entry.of(record, keys)
-        manifest = manifest._with([], [*manifest.superseded.values(), entry], [])
-    newest_committed = by_number.get(max((record.generation for record in records), default=0), Claim())
-    manifest = adopted(
-        manifest, Claim(generation=newest_committed.generation, lineage=newest_committed.lineage)
-    )
-    owner = by_number.get(max(by_number, default=0), Claim())
+    for number in sorted({record.generation for record in records}):
+        if number not in claims:
+            problem = f"{layout.generation_key(number)} is missing, but that generation committed steps"
+            hint = "restore that file from a copy, or go on under another --run-name"
+            raise CorruptError(problem, doing="rebuilding the index of", subject=f"run {run}", hint=hint)
+        entries = [Entry.of(record, keys) for record in records if record.generation == number]
+        known = [*manifest.live.values(), *manifest.superseded.values(), *entries]
+        manifest = adopted(manifest._with([], known, []), claims[number])
+    owner = claims[max(claims)]
     return manifest.model_copy(update={"generation": owner.generation, "owner": owner.owner})
 
 
@@ -226,29 +269,46 @@ class ManifestFile:
                 return manifest
             try:
                 await self._store.put(MANIFEST_KEY, changed.encode(), if_absent=etag is None, if_match=etag)
-            except PreconditionFailed:
+            except (PreconditionFailed, ObjectMissing):
                 continue  # someone else's change, or our own whose answer was lost: look again
             return changed
 
     async def from_records(self) -> Manifest:
-        """The manifest as the commit records and generation files in the store imply it."""
+        """The manifest as the commit records and generation files in the store imply it.
+
+        Raises:
+            CorruptError: one of them can't be read; the message names it.
+        """
         generations, records = [], []
         async for info in self._store.list():
             number = layout.parse_generation_key(info.key)
             if number is not None:
                 generations.append(await generation.read(self._store, number))
             elif layout.parse_commit_record_key(info.key) is not None:
-                data, _ = await self._store.get(info.key)
-                records.append(decode(CommitRecord, data, subject=f"{self._store.uri}/{info.key}"))
+                records.append(await self._read_record(info.key))
         return rebuild(self._run, generations, records, self._keys)
+
+    async def _read_record(self, key: str) -> CommitRecord:
+        subject = f"{self._store.uri}/{key}"
+        data, _ = await self._store.get(key)
+        hint = "if there is no copy of it, delete it: its step is given up then"
+        record = decode(CommitRecord, data, subject=subject, hint=hint)
+        if self._keys.commit_record(record.step, record.generation) != key:
+            problem = f"it is the record of {layout.step_at(record.step, record.generation)}"
+            raise CorruptError(problem, doing="reading", subject=subject, hint=hint)
+        return record
 
     async def rebuild(self) -> Manifest:
         """Write the manifest anew from the records, whatever is there now."""
-        try:
-            _, info = await self._store.get(MANIFEST_KEY)
-            etag: str | None = info.etag
-        except ObjectMissing:
-            etag = None
-        manifest = await self.from_records()
-        await self._store.put(MANIFEST_KEY, manifest.encode(), if_absent=etag is None, if_match=etag)
-        return manifest
+        while True:
+            try:
+                _, info = await self._store.get(MANIFEST_KEY)
+                etag: str | None = info.etag
+            except ObjectMissing:
+                etag = None
+            manifest = await self.from_records()
+            try:
+                await self._store.put(MANIFEST_KEY, manifest.encode(), if_absent=etag is None, if_match=etag)
+            except (PreconditionFailed, ObjectMissing):
+                continue  # it changed meanwhile, and so may have the records
+            return manifest

@@ -6,8 +6,8 @@ that was written. Nothing is hashed here.
 """
 
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +15,14 @@ import anyio
 from anyio import to_thread
 
 from uploader import checksum
-from uploader.errors import ChecksumMismatch, CorruptError, ObjectMissing, UploadMissing
+from uploader.errors import (
+    ChecksumMismatch,
+    CorruptError,
+    DiskError,
+    ObjectMissing,
+    UploadMissing,
+    WmtpError,
+)
 from uploader.files import disk_errors
 from uploader.parts import Part, plan
 from uploader.record import FileRecord
@@ -64,7 +71,7 @@ async def upload_file(
         StoreError: it could not be stored.
     """
     parts = plan(record.size_bytes, record.blocks, buffers.part_size_bytes)
-    with disk_errors("reading", path):
+    with _reading(path):
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         if len(parts) <= 1:
@@ -81,9 +88,8 @@ async def _put(
 ) -> None:
     whole = Part(1, 0, record.size_bytes, record.crc64nvme)
     async with buffers.take(record.size_bytes) as body:
-        await _read_part(descriptor, path, whole, body)
-        with _compared_with_file(body, path, whole):
-            await store.put(key, body, crc64nvme=record.crc64nvme)
+        put = partial(store.put, key, body, crc64nvme=record.crc64nvme)
+        await _send(descriptor, path, whole, body, put)
 
 
 async def _put_in_parts(
@@ -101,9 +107,8 @@ async def _put_in_parts(
 
     async def send(part: Part) -> None:
         async with buffers.take(part.size_bytes) as body:
-            await _read_part(descriptor, path, part, body)
-            with _compared_with_file(body, path, part):
-                etag = await store.upload_part(key, upload_id, part.number, body, part.crc64nvme)
+            upload = partial(store.upload_part, key, upload_id, part.number, body, part.crc64nvme)
+            etag = await _send(descriptor, path, part, body, upload)
         done[part.number] = PartInfo(part.number, part.size_bytes, etag, part.crc64nvme)
         progress(part.size_bytes)
 
@@ -118,7 +123,8 @@ async def _put_in_parts(
         if not await is_stored(store, key, record):
             raise
     except BaseException:
-        with anyio.CancelScope(shield=True), anyio.move_on_after(_ABORT_TIMEOUT_S):
+        # What failed first is what to tell of, whatever becomes of the tidying up.
+        with anyio.CancelScope(shield=True), anyio.move_on_after(_ABORT_TIMEOUT_S), suppress(WmtpError):
             await store.abort_upload(key, upload_id)
         raise
 
@@ -136,9 +142,40 @@ async def is_stored(store: ObjectStore, key: str, record: FileRecord) -> bool:
     return info.size_bytes == record.size_bytes and info.crc64nvme == record.crc64nvme
 
 
-async def _read_part(descriptor: int, path: Path, part: Part, into: memoryview) -> None:
-    with disk_errors("reading", path):
-        await to_thread.run_sync(_read_exactly, descriptor, part.start, into, str(path))
+async def _send(
+    descriptor: int, path: Path, part: Part, body: memoryview, request: Callable[[], Awaitable[str]]
+) -> str:
+    """Read a part and send it; when the store says BadDigest, once more.
+
+    Raises:
+        CorruptError: the file is not what was written.
+        ChecksumMismatch: the file is, but the store received something else, twice.
+    """
+
+    async def read_and_request() -> str:
+        with _reading(path):
+            await to_thread.run_sync(_read_exactly, descriptor, part.start, body, str(path))
+        return await request()
+
+    with suppress(ChecksumMismatch):
+        return await read_and_request()
+    try:
+        return await read_and_request()
+    except ChecksumMismatch:
+        if checksum.of_bytes(body) == part.crc64nvme:
+            raise
+        problem = f"bytes {part.start} to {part.start + part.size_bytes} are not those that were written"
+        raise CorruptError(problem, doing="uploading", subject=str(path)) from None
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """A file that is missing or can't be read is as bad as one that is corrupt, and no worse."""
+    try:
+        with disk_errors("reading", path):
+            yield
+    except DiskError as error:
+        raise CorruptError(error.problem, doing="reading", subject=error.subject) from error
 
 
 def _read_exactly(descriptor: int, start: int, into: memoryview, name: str) -> None:
@@ -148,15 +185,3 @@ def _read_exactly(descriptor: int, start: int, into: memoryview, name: str) -> N
         if count == 0:
             raise CorruptError(f"it ends at byte {start + filled}", doing="reading", subject=name)
         filled += count
-
-
-@contextmanager
-def _compared_with_file(body: memoryview, path: Path, part: Part) -> Iterator[None]:
-    """When the store says BadDigest, tell a file that changed from bytes that the way there changed."""
-    try:
-        yield
-    except ChecksumMismatch:
-        if checksum.of_bytes(body) == part.crc64nvme:
-            raise
-        problem = f"bytes {part.start} to {part.start + part.size_bytes} are not those that were written"
-        raise CorruptError(problem, doing="uploading", subject=str(path)) from None

@@ -66,14 +66,12 @@ async def prune_store(
         OwnershipError: a newer generation owns the run; nothing was deleted.
     """
     chosen = list(names)
-    index = await file.update(lambda one: manifest.deleting(one, chosen, owned_by=claim.generation))
+    index = await file.update(lambda one: manifest.deleting(one, chosen, claim))
     if not index.deleting:
         return []
     await anyio.sleep(grace_s)
     gone = [entry for entry in index.deleting.values() if await remove(entry)]
-    await file.update(
-        lambda one: manifest.dropped(one, [entry.name for entry in gone], owned_by=claim.generation)
-    )
+    await file.update(lambda one: manifest.dropped(one, [entry.name for entry in gone], claim))
     return gone
 
 
@@ -105,32 +103,40 @@ async def discard_local(directory: RunDirectory, steps: Iterable[LocalStep]) -> 
 
 
 def _discard(directory: RunDirectory, local: LocalStep) -> bool:
+    """Only the step that is meant goes: a rewind may have put another one in its place."""
+
+    def meant() -> bool:
+        return (local.path / layout.node_record(local.record.node)).read_bytes() == local.encoded
+
     with files.disk_errors("pruning", local.path):
-        return files.discard_unless_read(local.path, directory.trash)
+        return files.discard_unless_read(local.path, directory.trash, meant=meant)
 
 
 async def sweep(
     store: ObjectStore, keys: RunKeys, index: Manifest, claim: Claim, pending: Iterable[LocalStep]
 ) -> int:
-    """Delete what nothing names: files of steps that were never committed and never will be.
+    """Delete what nothing names: files and unfinished uploads of steps that never will be committed.
 
     Those are steps of superseded branches, and steps older than the oldest live one, that are neither in
-    the manifest nor waiting on this disk.
+    the manifest nor waiting on this disk. What a newer generation writes is not looked at.
 
     Returns:
-        How many objects went.
+        How many objects and uploads went.
     """
-    known = {*index.deleting, *index.superseded, *(entry.name for entry in index.live.values())}
-    known |= {layout.step_at(local.step, local.generation) for local in pending}
-    oldest = min((entry.step for entry in index.live.values()), default=None)
-    debris = []
-    async for info in store.list("step_"):
-        found = layout.parse_step_key(info.key)
-        if found is None or layout.step_at(*found) in known:
-            continue
-        step, generation = found
-        outlived = oldest is not None and step < oldest
-        if outlived or not claim.is_live(step, generation):
-            debris.append(info.key)
-    await store.delete(debris)
-    return len(debris)
+    known = index.names() | {local.name for local in pending}
+    oldest = min((entry.step for entry in index.live.values()), default=0)
+
+    def is_debris(key: str) -> bool:
+        step, generation = layout.parse_step_key(key) or (0, claim.generation + 1)
+        if generation > claim.generation or layout.step_at(step, generation) in known:
+            return False
+        return step < oldest or not claim.is_live(step, generation)
+
+    debris = [info.key async for info in store.list("step_") if is_debris(info.key)]
+    records = [key for key in debris if layout.parse_commit_record_key(key) is not None]
+    await store.delete(records)
+    await store.delete([key for key in debris if key not in {*records}])
+    uploads = [upload async for upload in store.list_uploads("step_") if is_debris(upload.key)]
+    for upload in uploads:
+        await store.abort_upload(upload.key, upload.upload_id)
+    return len(debris) + len(uploads)

@@ -28,8 +28,15 @@ def put(path: Path, event: Event) -> None:
     with _locked(path, os.O_RDWR | os.O_CREAT) as descriptor:
         size = os.fstat(descriptor).st_size
         torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
-        os.pwrite(descriptor, b"\n" + line if torn else line, size)
+        _write_all(descriptor, b"\n" + line if torn else line, size)
         os.fsync(descriptor)
+
+
+def _write_all(descriptor: int, data: bytes, at: int) -> None:
+    """On a disk that is getting full a write may take less than all; the next one says why."""
+    while data:
+        written = os.pwrite(descriptor, data, at)
+        data, at = data[written:], at + written
 
 
 class EventQueue:
@@ -45,13 +52,13 @@ class EventQueue:
         """Every event not acknowledged, in order, older ones first; a torn tail waits for its end."""
         try:
             with open(self._path, "rb") as file:
-                inode = os.fstat(file.fileno()).st_ino
-                if inode != self._inode:
-                    self._inode, self._read_bytes, self._pending = inode, 0, []
+                status = os.fstat(file.fileno())
+                if status.st_ino != self._inode or status.st_size < self._read_bytes:
+                    self._start_over(status.st_ino)
                 file.seek(self._read_bytes)
                 data = file.read()
         except FileNotFoundError:
-            self._inode, self._read_bytes, self._pending = 0, 0, []
+            self._start_over(0)
             return []
         whole = data.rfind(b"\n") + 1
         self._read_bytes += whole
@@ -70,8 +77,12 @@ class EventQueue:
                 status = os.fstat(descriptor)
                 if status.st_ino == self._inode and status.st_size == self._read_bytes:
                     os.unlink(self._path)
+                    self._start_over(0)  # the next file may get the same inode
         except FileNotFoundError:
             return
+
+    def _start_over(self, inode: int) -> None:
+        self._inode, self._read_bytes, self._pending = inode, 0, []
 
 
 def _decode_lines(data: bytes) -> Iterator[Event]:

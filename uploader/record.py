@@ -5,7 +5,8 @@ the rename of its directory; in the store the commit record, created once after 
 Records are deterministic functions of what they describe, so creating one twice writes the same bytes.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Annotated, Self, TypeVar
 
@@ -73,9 +74,17 @@ class _Record(Strict):
     @model_validator(mode="after")
     def _each_path_once(self) -> Self:
         # Case folded: two paths that differ in case only are one file on some file systems.
-        if len({file.path.casefold() for file in self.files}) != len(self.files):
+        paths = {file.path.casefold() for file in self.files}
+        if len(paths) != len(self.files):
             raise ValueError("a path stands twice among the files")
+        # Uploaded as a file, a record would be there before what it promises.
+        if any(map(self._is_reserved, paths)):
+            raise ValueError("a record stands among the files")
         return self
+
+    @staticmethod
+    def _is_reserved(path: str) -> bool:
+        return layout.is_record(path)
 
     @property
     def size_bytes(self) -> int:
@@ -102,12 +111,13 @@ class NodeRecord(_Record):
     def merge(cls, ranks: Sequence[RankRecord], *, node: int, nodes: int) -> Self:
         """The node's record from those of its ranks, all of one step and generation."""
         first = min(ranks, key=lambda record: record.rank)
-        return cls(
-            **_common(ranks, first, [file for record in ranks for file in record.files]),
-            node=node,
-            nodes=nodes,
-            ranks=sorted(record.rank for record in ranks),
-        )
+        with _corrupt_if_invalid(doing="merging", subject=layout.step_name(first.step)):
+            return cls(
+                **_common(ranks, first, [file for record in ranks for file in record.files]),
+                node=node,
+                nodes=nodes,
+                ranks=sorted(record.rank for record in ranks),
+            )
 
 
 class CommitRecord(_Record):
@@ -133,7 +143,12 @@ class CommitRecord(_Record):
             FileRecord.of_bytes(layout.node_record(record.node), data)
             for record, data in zip(nodes, encoded_nodes, strict=True)
         ]
-        return cls(**_common(nodes, first, files), nodes=first.nodes)
+        with _corrupt_if_invalid(doing="merging", subject=layout.step_name(first.step)):
+            return cls(**_common(nodes, first, files), nodes=first.nodes)
+
+    @staticmethod
+    def _is_reserved(path: str) -> bool:
+        return path == layout.COMMIT_RECORD_NAME
 
 
 def _common(records: Sequence[_Record], first: _Record, files: Iterable[FileRecord]) -> dict[str, object]:
@@ -163,10 +178,16 @@ def decode(model: type[R], data: bytes, *, subject: str, hint: str = "") -> R:
     Raises:
         CorruptError: it is truncated, not JSON, of an unknown schema version, or inconsistent.
     """
-    try:
+    with _corrupt_if_invalid(doing="reading", subject=subject, hint=hint):
         return model.model_validate_json(data)
+
+
+@contextmanager
+def _corrupt_if_invalid(*, doing: str, subject: str, hint: str = "") -> Iterator[None]:
+    try:
+        yield
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in first["loc"])
         problem = f"{field}: {first['msg']}" if field else first["msg"]
-        raise CorruptError(problem, doing="reading", subject=subject, hint=hint) from error
+        raise CorruptError(problem, doing=doing, subject=subject, hint=hint) from error

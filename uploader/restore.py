@@ -46,6 +46,7 @@ async def restore(
     record: CommitRecord,
     temporary: Path,
     target: Path,
+    trash: Path,
     buffers: PartBuffers,
     progress: Progress,
 ) -> None:
@@ -53,7 +54,8 @@ async def restore(
 
     Args:
         prefix: where the record's files lie, relative to the store.
-        temporary: written first, then renamed to ``target``; both on one file system.
+        temporary: written first, then renamed to ``target``; all on one file system.
+        trash: where a damaged or superseded ``target`` goes, once the new one is whole.
         progress: called with the number of bytes written and verified.
 
     Raises:
@@ -68,29 +70,44 @@ async def restore(
         for file in record.files
     )
     with files.disk_errors("restoring to", target):
-        files.fsync_directory(temporary)
-        os.rename(temporary, target)
-        files.fsync_directory(target.parent)
+        await to_thread.run_sync(_put_in_place, temporary, target, trash)
+
+
+def _put_in_place(temporary: Path, target: Path, trash: Path) -> None:
+    files.fsync_directory(temporary)
+    if target.exists():
+        files.remove_tree(files.move_to_trash(target, trash))
+    os.rename(temporary, target)
+    files.fsync_directory(target.parent)
 
 
 async def _restore_file(
     store: ObjectStore, key: str, path: Path, file: FileRecord, buffers: PartBuffers, progress: Progress
 ) -> None:
     with files.disk_errors("creating", path):
+        files.make_directory(path.parent)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             os.ftruncate(descriptor, file.size_bytes)
             parts = plan(file.size_bytes, file.blocks, buffers.part_size_bytes)
             await side_by_side(
-                partial(_restore_part, store, key, descriptor, part, buffers, progress) for part in parts
+                partial(_restore_part, store, key, path, descriptor, part, buffers, progress)
+                for part in parts
             )
             await to_thread.run_sync(os.fsync, descriptor)
+            files.fsync_directory(path.parent)
         finally:
             os.close(descriptor)
 
 
 async def _restore_part(
-    store: ObjectStore, key: str, descriptor: int, part: Part, buffers: PartBuffers, progress: Progress
+    store: ObjectStore,
+    key: str,
+    path: Path,
+    descriptor: int,
+    part: Part,
+    buffers: PartBuffers,
+    progress: Progress,
 ) -> None:
     """One ranged read, once more where the bytes that arrived are wrong."""
     async with buffers.take(part.size_bytes) as body:
@@ -106,7 +123,8 @@ async def _restore_part(
                 end = part.start + part.size_bytes
                 problem = f"bytes {part.start} to {end} (part {part.number}) differ from the record"
                 raise CorruptError(problem, doing="restoring", subject=f"{store.uri}/{key}")
-        await to_thread.run_sync(_write_exactly, descriptor, part.start, body)
+        with files.disk_errors("writing", path):
+            await to_thread.run_sync(_write_exactly, descriptor, part.start, body)
     progress(part.size_bytes)
 
 

@@ -6,7 +6,7 @@ Kept are the newest, the pinned, the last ``keep_last``, every ``keep_every``-th
 
 from collections.abc import Iterable, Set
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -49,8 +49,9 @@ def steps_to_keep(committed: Iterable[Committed], policy: Retention, *, now: dat
     if policy.keep_every is not None:
         keep |= {one.step for one in newest_first if one.step % policy.keep_every == 0}
     if policy.keep_for_s is not None:
-        youngest = now - timedelta(seconds=policy.keep_for_s)
-        keep |= {one.step for one in newest_first if one.created_at > youngest}
+        keep |= {
+            one.step for one in newest_first if (now - one.created_at).total_seconds() < policy.keep_for_s
+        }
     if policy.keep_best is not None:
         keep |= _best(newest_first, policy.keep_best)
     return keep

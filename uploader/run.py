@@ -3,15 +3,19 @@
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from uploader import files
-from uploader.generation import Claim
+from uploader.generation import Claim, Lineage
 from uploader.layout import RunDirectory, RunKeys
 from uploader.location import Location
 from uploader.record import decode
 from uploader.retention import Retention
 from uploader.settings import SCHEMA_VERSION, StorageSettings, UploadSettings
+
+
+def _absolute(destination: str) -> str:
+    return str(Location.parse(destination, field="destination"))
 
 
 class RunFile(Claim):
@@ -25,7 +29,7 @@ class RunFile(Claim):
 
     schema_version: Annotated[int, Field(ge=1, le=SCHEMA_VERSION)] = SCHEMA_VERSION
     run: str
-    destination: str
+    destination: Annotated[str, AfterValidator(_absolute)]
     storage: StorageSettings = StorageSettings()
     upload: UploadSettings = UploadSettings()
     retention: Retention = Retention()
@@ -51,6 +55,11 @@ class RunFile(Claim):
     def write(self, directory: RunDirectory) -> None:
         """Replace the run file, atomically and durably."""
         files.replace(directory.run_file, self.model_dump_json(indent=1).encode() + b"\n")
+
+    def setting(self) -> Self:
+        """All but what an uploader takes over while it serves: who owns the run, and its retention."""
+        plain: dict[str, object] = {"generation": 0, "lineage": Lineage(), "owner": None}
+        return self.model_copy(update={**plain, "retention": Retention()})
 
     @property
     def location(self) -> Location:

@@ -7,7 +7,8 @@ missing; the first round after a crash is like any other. Events only wake it an
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 
@@ -52,14 +53,23 @@ class RunService:
         run: the run as ``run.json`` says, or as the command line does where there is none.
         store: the run's location; requests are repeated here.
         status: is told of everything.
+        is_ours: whether the directory is still the one that this process locked.
     """
 
     def __init__(
-        self, directory: RunDirectory, run: RunFile, store: ObjectStore, status: StatusFile, clocks: Clocks
+        self,
+        directory: RunDirectory,
+        run: RunFile,
+        store: ObjectStore,
+        status: StatusFile,
+        clocks: Clocks,
+        is_ours: Callable[[], bool] = lambda: True,
     ) -> None:
+        self._is_ours = is_ours
         self._directory, self._run, self._status, self._clocks = directory, run, status, clocks
         self._keys = run.keys(directory.path)
-        self._store = RetryingStore(store, clocks.retry, status.retrying)
+        retry = replace(clocks.retry, cap_s=run.upload.max_wait_s)
+        self._store = RetryingStore(store, retry, status.retrying)
         self._manifest = ManifestFile(self._store, run.run, self._keys)
         self._steps = LocalSteps(directory, node=run.node)
         self._queues = [EventQueue(directory.events(rank)) for rank in run.local_ranks]
@@ -67,26 +77,35 @@ class RunService:
         self._index = Manifest(run=run.run)
         self._failed: dict[str, CorruptError] = {}
         self._error: WmtpError | None = None
+        self._prune_error: WmtpError | None = None
         self._skipped: set[str] = set()
+        self._handed_in: set[str] = set()
         self._settled: object = None
         self._swept_generation: int | None = None
-        self._trainer_seen_s = clocks.monotonic()
+        self._trainer_gone_s: float | None = None
+
+    @property
+    def run(self) -> RunFile:
+        """The run as it is served now."""
+        return self._run
 
     async def serve(self) -> None:
         """Work until the run is finished, or its trainer is gone, and nothing is left to do.
 
-        Returns early where ``run.json`` names another destination: the caller opens that one.
+        Returns early where ``run.json`` wants another service: the caller makes that one. And where the
+        directory was deleted: one that was made anew has an uploader of its own.
 
         Raises:
             OwnershipError: a newer generation owns the run elsewhere.
             WmtpError: the run is over and some of it could not be made durable.
         """
-        async for _ in changes(self._directory.path, stop=anyio.Event(), poll_s=POLL_S):
-            if not self._adopt_run_file():
-                return
-            events = await self.round()
-            if self._is_over(events):
-                return self._end(events)
+        async with aclosing(changes(self._directory.path, stop=anyio.Event(), poll_s=POLL_S)) as wakes:
+            async for _ in wakes:
+                if not (self._is_ours() and self._adopt_run_file()):
+                    return
+                events = await self.round()
+                if self._is_over(events):
+                    return self._end(events)
 
     async def once(self) -> None:
         """Do what there is to do now.
@@ -94,19 +113,22 @@ class RunService:
         Raises:
             WmtpError: some of it could not be made durable.
         """
-        self._adopt_run_file()
-        self._end(await self.round())
+        while self._adopt_run_file():
+            events = await self.round()
+            if not self._is_followed():
+                return self._end(events)
 
     async def round(self) -> list[Event]:
-        """Look at everything, do what is missing, and return the events that are still pending.
+        """Look at everything, do what is missing, and return the events it looked at that are still pending.
 
         An error that cannot heal is shown and ends the round; the next change on disk tries again.
 
         Raises:
             OwnershipError: a newer generation owns the run elsewhere.
         """
-        # Events before the disk: the step of an event that was received is on disk by then.
-        events = [event for queue in self._queues for event in queue.receive()]
+        # Events before the disk: the step of an event that was received is on disk by then. One that
+        # comes later, a run's end above all, waits for the next round, which will see its step.
+        events = self._receive()
         local = self._scan()
         if self._signature(local) != self._settled:
             try:
@@ -114,32 +136,54 @@ class RunService:
                 self._error = None
                 self._status.show(state="waiting", upload=None, error=None)
             except OwnershipError:
-                raise
+                if not self._is_followed():
+                    raise
+                return []
             except WmtpError as error:
                 self._error = error
                 self._status.failed(error)
             self._settled = self._signature(local)
         self._acknowledge(events, local)
+        pending = self._receive()
+        return [event for event in events if event in pending]
+
+    def _receive(self) -> list[Event]:
         return [event for queue in self._queues for event in queue.receive()]
+
+    def _is_followed(self) -> bool:
+        """Whether the newer owner is this directory's next trainer, which the next round will serve."""
+        found = RunFile.read(self._directory)
+        return found is not None and found.generation > self._run.generation
 
     def _signature(self, local: list[LocalStep]) -> object:
         """What a round depends on: while it is unchanged, the store is not asked anything."""
         return self._run, [(one.step, one.generation) for one in local]
 
     async def _work(self, local: list[LocalStep]) -> list[LocalStep]:
-        """Upload the newest step that waits, look again, until none waits. Pruning follows each commit."""
+        """Upload the newest step that waits, prune, look again, until none waits.
+
+        Returns:
+            The steps as last seen on disk, of which none waits: whatever comes later is for another round.
+        """
+        self._prune_error = None
         self._index = await self._read_manifest()
-        while waiting := self._sort_out(local).upload:
-            await self._make_durable(waiting[0])
-            await self._prune(local)
-            local = self._scan()
-        await self._prune(local)
-        local = self._scan()
+        while True:
+            if waiting := self._waiting(local):
+                await self._make_durable(waiting[0])
+                local = self._scan()
+            local = await self._prune(local)
+            if not self._waiting(local):
+                break
         await self._sweep_once(local)
+        if self._prune_error is not None:
+            raise self._prune_error
         return local
 
     async def _read_manifest(self) -> Manifest:
-        return await self._manifest.read() or await self._manifest.from_records()
+        """The manifest as this generation will leave it; made from the records where it is missing."""
+        adopt = partial(manifest.adopted, claim=self._run)
+        index = await self._manifest.read()
+        return adopt(index) if index is not None else await self._manifest.update(adopt)
 
     def _scan(self) -> list[LocalStep]:
         """Committed steps on disk, newest first. A record that can't be read fails its step only."""
@@ -148,6 +192,9 @@ class RunService:
             self._fail_step(error.subject, error)
         self._status.located(max((one.step for one in local), default=None), self._index.latest)
         return local
+
+    def _waiting(self, local: list[LocalStep]) -> list[LocalStep]:
+        return [one for one in self._sort_out(local).upload if one.name not in self._handed_in]
 
     def _sort_out(self, local: list[LocalStep]) -> Backlog:
         now = self._clocks.now()
@@ -165,13 +212,21 @@ class RunService:
         try:
             record = await commit(local, self._store, self._keys, self._buffers, self._status.progressed)
         except CorruptError as error:
-            return self._fail_step(local.name, error)
-        if record is not None:
+            if self._is_there(local):
+                self._fail_step(local.name, error)
+            return
+        if record is None:
+            self._handed_in.add(local.name)  # the node that comes last makes the commit record
+        else:
             entry = Entry.of(record, self._keys)
             self._index = await self._manifest.update(
                 lambda index: manifest.committed(index, entry, self._run)
             )
             self._status.durable(local.record, self._clocks.monotonic() - began_s)
+
+    def _is_there(self, local: LocalStep) -> bool:
+        """Whether the step is still on disk: a rewind may have replaced it while it was read."""
+        return local.name in {one.name for one in self._steps.scan()[0]}
 
     def _fail_step(self, name: str, error: CorruptError) -> None:
         """A step that is corrupt on disk never blocks the next one."""
@@ -179,17 +234,31 @@ class RunService:
             self._failed[name] = error
             self._status.step_failed(name, error)
 
-    async def _prune(self, local: list[LocalStep]) -> None:
-        """The store first, then the disk. Node 0 prunes the store for all nodes."""
-        if self._run.node == 0:
-            await self._prune_store(local)
-        if not self._keys.in_place:
-            gone = await prune.discard_local(self._directory, self._sort_out(local).discard)
-            if gone:
-                self._status.pruned(gone, where="local")
+    async def _prune(self, local: list[LocalStep]) -> list[LocalStep]:
+        """The disk, then the store; returns what is left on disk. Node 0 prunes the store for all nodes.
+
+        A store that refuses to delete must hold up neither a commit nor the disk: it is told of later.
+        """
+        discard = self._sort_out(local).discard
+        if self._keys.in_place:  # what is in the manifest goes by way of the manifest
+            listed = self._index.names()
+            discard = [one for one in discard if one.name not in listed]
+        gone = await prune.discard_local(self._directory, discard)
+        if gone:
+            self._status.pruned(gone, where="local")
+        try:
+            if self._run.node == 0:
+                await self._prune_store(local)
+        except OwnershipError:
+            raise
+        except WmtpError as error:
+            self._prune_error = error
+        return self._scan()
 
     async def _prune_store(self, local: list[LocalStep]) -> None:
         policy, upload = self._run.retention, self._run.upload
+        if upload.delete_grace_s and self._sort_out(local).upload:
+            return  # the grace must not delay a commit
         now, long_ago = await prune.store_times(
             self._store, self._index, policy, upload.keep_superseded_s, self._clocks.now()
         )
@@ -224,11 +293,11 @@ class RunService:
                     queue.acknowledge(event)
 
     def _adopt_run_file(self) -> bool:
-        """Take over what a new start of the trainer wrote; False where it names another destination."""
+        """Take over what a new start of the trainer wrote; False where that takes another service."""
         found = RunFile.read(self._directory)
         if found is None or found == self._run:
             return True
-        if (found.destination, found.storage) != (self._run.destination, self._run.storage):
+        if found.setting() != self._run.setting():
             return False
         log.info("serving generation %d", found.generation)
         self._run = found
@@ -236,13 +305,17 @@ class RunService:
         return True
 
     def _is_over(self, events: list[Event]) -> bool:
-        """Finished as planned, or the trainer has been gone for a while. What is left, the round did."""
+        """Finished as planned, or the trainer has been gone for a while, and nothing came meanwhile."""
         if any(isinstance(event, RunFinished) for event in events):
             return True
-        now_s = self._clocks.monotonic()
         if is_locked(self._directory.trainer_lock):
-            self._trainer_seen_s = now_s
-        return now_s - self._trainer_seen_s >= self._run.upload.idle_exit_s
+            self._trainer_gone_s = None
+            return False
+        now_s = self._clocks.monotonic()
+        if self._trainer_gone_s is None:
+            self._trainer_gone_s = now_s
+        gone_long = now_s - self._trainer_gone_s >= self._run.upload.idle_exit_s
+        return gone_long and self._signature(self._scan()) == self._settled
 
     def _end(self, events: list[Event]) -> None:
         """Close the books. Whatever could not be made durable is the exit's error."""

@@ -34,8 +34,19 @@ def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]
             yield error
 
 
-async def side_by_side(calls: Iterable[Callable[[], Coroutine[Any, Any, object]]]) -> None:
-    """Await every call at once; the first failure cancels the others and is raised."""
+async def side_by_side(
+    calls: Iterable[Callable[[], Coroutine[Any, Any, object]]], *, at_most: int = 64
+) -> None:
+    """Await every call, ``at_most`` at once; the first failure cancels the others and is raised."""
+    running = anyio.Semaphore(at_most)
+
+    async def run(call: Callable[[], Coroutine[Any, Any, object]]) -> None:
+        try:
+            await call()
+        finally:
+            running.release()
+
     async with task_group() as group:
         for call in calls:
-            group.start_soon(call)
+            await running.acquire()
+            group.start_soon(run, call)

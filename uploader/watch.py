@@ -4,7 +4,7 @@ The disk is the truth and is looked at again after every wake-up; a lost notific
 polling interval.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from watchfiles import awatch
 
 from uploader import layout
 from uploader.errors import CorruptError
+from uploader.files import disk_errors
 from uploader.layout import RunDirectory
 from uploader.record import NodeRecord, decode
 
@@ -51,7 +52,15 @@ class LocalSteps:
         self._known: dict[tuple[str, int, int], LocalStep] = {}
 
     def scan(self) -> tuple[list[LocalStep], list[CorruptError]]:
-        """Every committed step, newest first, and an error for each record that can't be read."""
+        """Every committed step, newest first, and an error for each record that can't be read.
+
+        Raises:
+            DiskError: the directory can't be read.
+        """
+        with disk_errors("looking at", self._directory.path):
+            return self._scan()
+
+    def _scan(self) -> tuple[list[LocalStep], list[CorruptError]]:
         steps, errors = [], []
         known = {}
         for path in self._directory.path.iterdir() if self._directory.path.exists() else ():
@@ -62,7 +71,7 @@ class LocalSteps:
                 status = record_path.stat()
                 key = (path.name, status.st_ino, status.st_mtime_ns)
                 known[key] = self._known.get(key) or read_step(path, node=self._node)
-            except FileNotFoundError:
+            except (FileNotFoundError, NotADirectoryError):
                 continue  # not ours, or being pruned
             except CorruptError as error:
                 errors.append(error)
@@ -88,11 +97,12 @@ def read_step(path: Path, *, node: int = 0) -> LocalStep:
     return LocalStep(path, record, encoded)
 
 
-async def changes(path: Path, *, stop: anyio.Event, poll_s: float) -> AsyncIterator[None]:
-    """Yield when something in the directory changed, and at least every ``poll_s`` seconds.
+async def changes(path: Path, *, stop: anyio.Event, poll_s: float) -> AsyncGenerator[None, None]:
+    """Yield at once, then when something in the directory changed, and at least every ``poll_s`` seconds.
 
     A directory that is deleted gives one notification and then none: hence the polling.
     """
+    yield
     events = awatch(
         path,
         recursive=False,
