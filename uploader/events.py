@@ -8,6 +8,7 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field, TypeAdapter
 
+from uploader.record import FileRecord
 from uploader.settings import Strict
 
 
@@ -20,6 +21,19 @@ class CheckpointSaved(Strict):
     rank: int = 0
 
 
+class ShardSaved(Strict):
+    """A file of a step that is still being written is complete and durable in the ``.tmp`` directory.
+
+    Its upload may begin; the step exists only with its record.
+    """
+
+    type: Literal["shard_saved"] = "shard_saved"
+    generation: int
+    step: int
+    rank: int = 0
+    file: FileRecord
+
+
 class RunFinished(Strict):
     """The trainer ended as planned after ``step``; nothing follows in this generation."""
 
@@ -29,6 +43,6 @@ class RunFinished(Strict):
     rank: int = 0
 
 
-Event: TypeAlias = CheckpointSaved | RunFinished
+Event: TypeAlias = CheckpointSaved | ShardSaved | RunFinished
 
 decoder: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="type")])

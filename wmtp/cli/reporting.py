@@ -1,6 +1,7 @@
 """What people see when something goes wrong: one line, and an exit code."""
 
 import functools
+import os
 import sys
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
@@ -19,15 +20,24 @@ def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            return command(*args, **kwargs)
+            try:
+                return command(*args, **kwargs)
+            finally:
+                sys.stdout.flush()
         except WmtpError as error:
-            print(f"wmtp: error: {error}", file=sys.stderr)
+            show_error(error)
             raise SystemExit(error.exit_code) from None
         except KeyboardInterrupt:
             print("wmtp: interrupted", file=sys.stderr)
             raise SystemExit(INTERRUPTED) from None
         except BrokenPipeError:
-            sys.stderr.close()  # the reader of our output is gone: nothing is left to say to it
+            # The reader of our output is gone. What is left of it goes nowhere when Python exits.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(0) from None
 
     return run
+
+
+def show_error(error: WmtpError) -> None:
+    """Tell a person, on one line of the error output."""
+    print(f"wmtp: error: {error}", file=sys.stderr)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def register(app: typer.Typer) -> None:
-    app.command("train")(train)
+    app.command("train", short_help="Train a model; checkpoints reach the store meanwhile.")(train)
 
 
 @one_line_errors
@@ -40,7 +40,7 @@ def train(
         bool, typer.Option("--dry-run", help="Print every setting and where it came from; do nothing.")
     ] = False,
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Start over; checkpoints there are are superseded.")
+        bool, typer.Option("--fresh", help="Start over: the checkpoints that are there are superseded.")
     ] = False,
     no_uploader: Annotated[
         bool, typer.Option("--no-uploader", help="Leave uploading to a sidecar: wmtp uploader --watch DIR.")

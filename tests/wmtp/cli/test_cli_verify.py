@@ -1,0 +1,129 @@
+"""``wmtp checkpoints verify`` finds what is damaged, and says where."""
+
+import json
+import os
+import shutil
+
+import pytest
+from anyio import to_thread
+from cli_runs import MODEL, RUN_FIELDS, Run, as_json, flip, wmtp
+
+from uploader.checksum import BLOCK_SIZE_BYTES
+from uploader.layout import MANIFEST_KEY
+from uploader.location import Location
+from wmtp.cli.inventory import take_inventory
+from wmtp.cli.places import reach
+from wmtp.cli.verification import verify_index, verify_steps
+
+
+def test_verify_reads_every_copy(run: Run) -> None:
+    run.save(10)
+    run.upload()
+    run.save(20)
+    result = wmtp("checkpoints", "verify", run.path)
+    assert result.exit_code == 0
+    assert [line.split() for line in result.stdout.splitlines()[1:]] == [
+        ["ok", "step_20:", "local"],
+        ["ok", "step_10:", "local,", "store"],
+    ]
+    found = as_json(wmtp("checkpoints", "verify", run.path, "--json"))
+    assert found.keys() == RUN_FIELDS | {"ok", "steps", "problems"}
+    assert found["ok"] is True
+    assert found["steps"][1] == {"name": "step_10", "checked": ["local", "store"], "problems": []}
+
+
+def test_verify_names_the_bytes_of_a_damaged_block(run: Run) -> None:
+    step = run.save(10, files={MODEL: bytes(BLOCK_SIZE_BYTES + 9), "state-rank00000.json": b"{}"})
+    run.save(20)
+    run.upload()
+    flip(step / MODEL, BLOCK_SIZE_BYTES + 5)
+    result = wmtp("checkpoints", "verify", run.path)
+    assert result.exit_code == 1
+    damaged = [line for line in result.stdout.splitlines() if line.startswith("  damaged")]
+    assert len(damaged) == 1
+    assert f"{step / MODEL}: bytes {BLOCK_SIZE_BYTES} to {BLOCK_SIZE_BYTES + 9} (block 1)" in damaged[0]
+    assert wmtp("checkpoints", "verify", run.path, "step_20").exit_code == 0
+
+
+@pytest.mark.parametrize("what", ["bytes", "size", "object", "record"])
+def test_verify_finds_damage_in_the_store(run: Run, what: str) -> None:
+    run.save(10)
+    run.upload()
+    stored = run.store / "step_10" / "g1"
+    match what:
+        case "bytes":
+            flip(stored / MODEL, 7)
+        case "size":
+            os.truncate(stored / MODEL, 7)
+        case "object":
+            (stored / MODEL).unlink()
+        case "record":
+            (stored / "checkpoint.json").unlink()
+    found = as_json(result := wmtp("checkpoints", "verify", run.path, "--json"))
+    assert result.exit_code == 1
+    assert found["ok"] is False
+    (problem,) = found["steps"][0]["problems"]
+    assert ("checkpoint.json" if what == "record" else MODEL) in problem
+    assert len(found["problems"]) == (what == "record")
+
+
+def test_verify_finds_a_commit_record_that_the_manifest_does_not_name(run: Run) -> None:
+    run.save(10)
+    run.upload()
+    before = (run.store / MANIFEST_KEY).read_bytes()
+    run.save(20)
+    run.upload()
+    (run.store / MANIFEST_KEY).write_bytes(before)
+    result = wmtp("checkpoints", "verify", run.location)
+    assert result.exit_code == 1
+    last = result.stdout.splitlines()[-1]
+    assert "does not name the commit record step_20/g1/checkpoint.json" in last
+    assert f"wmtp checkpoints rebuild {run.location}" in last
+
+
+def test_verify_misses_a_lost_manifest(run: Run) -> None:
+    run.save(10)
+    run.upload()
+    (run.store / MANIFEST_KEY).unlink()
+    found = as_json(result := wmtp("checkpoints", "verify", run.location, "--json"))
+    assert result.exit_code == 1
+    assert "it is missing" in found["problems"][0]
+
+
+def test_verify_a_run_in_place(in_place: Run) -> None:
+    step = in_place.save(10)
+    in_place.upload()
+    assert wmtp("checkpoints", "verify", in_place.path).exit_code == 0
+    flip(step / MODEL, 3)
+    found = as_json(wmtp("checkpoints", "verify", in_place.location, "--json"))
+    assert [step["checked"] for step in found["steps"]] == [["local", "store"]]
+    assert len(found["steps"][0]["problems"]) == 1
+
+
+def test_verify_tells_of_a_record_that_can_not_be_read(run: Run) -> None:
+    (run.save(10) / "node-0000.json").write_text("{")
+    result = wmtp("checkpoints", "verify", run.path)
+    assert result.exit_code == 1
+    assert "node-0000.json" in result.stdout.splitlines()[-1]
+
+
+@pytest.mark.anyio
+async def test_what_is_pruned_meanwhile_is_no_damage(run: Run) -> None:
+    for step in (10, 20):
+        run.save(step)
+    await to_thread.run_sync(run.upload)
+    with reach(Location("", str(run.path)), None) as place:
+        async with take_inventory(place) as inventory:
+            run.forget_here(10)
+            manifest = run.store / MANIFEST_KEY
+            index = json.loads(manifest.read_text())
+            index["deleting"]["step_10@g1"] = index["live"].pop("step_10")
+            manifest.write_text(json.dumps(index))
+            shutil.rmtree(run.store / "step_10")
+            verdicts = [verdict async for verdict in verify_steps(inventory, inventory.steps)]
+            problems = await verify_index(inventory)
+    assert [(one.step.name, one.checked, one.problems) for one in verdicts] == [
+        ("step_20", ["local", "store"], []),
+        ("step_10", [], []),
+    ]
+    assert problems == []
