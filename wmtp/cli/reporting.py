@@ -2,6 +2,7 @@
 
 import functools
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
@@ -41,3 +42,12 @@ def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
 def show_error(error: WmtpError) -> None:
     """Tell a person, on one line of the error output."""
     print(f"wmtp: error: {error}", file=sys.stderr)
+
+
+def program_name() -> str:
+    """How to call this program again: by its name where the shell finds it, else by its path."""
+    found = shutil.which("wmtp")
+    own = os.path.abspath(sys.argv[0])
+    if os.path.basename(own) != "wmtp" or (found is not None and os.path.samefile(found, own)):
+        return "wmtp"
+    return os.path.relpath(own)

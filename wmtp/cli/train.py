@@ -1,12 +1,13 @@
 """``wmtp train``: from settings to a trained model whose last checkpoint is durable."""
 
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from wmtp.cli.reporting import one_line_errors
+from wmtp.cli.reporting import one_line_errors, program_name
 
 if TYPE_CHECKING:
     from wmtp.settings import Resolved
@@ -70,18 +71,20 @@ def train(
     if no_uploader and detach_uploader:
         raise typer.BadParameter("--no-uploader and --detach-uploader contradict each other")
     uploading = Uploading.NONE if no_uploader else Uploading.DETACHED if detach_uploader else Uploading.WAIT
-    again = _again(config, recipe, settings.run_name)
+    again = _again(config, recipe, overrides or [], settings.run_name)
     code = run_job(settings, uploading, again=again, verbose=verbose)
     if code:
         raise SystemExit(code)
 
 
-def _again(config: Path | None, recipe: Path | None, run_name: str) -> str:
-    """The command that resumes this run."""
-    words = ["wmtp train --resume latest"]
-    words += [f"--config {config}"] if config is not None else []
-    words += [f"--recipe {recipe}"] if recipe is not None else []
-    return " ".join([*words, f"--run-name {run_name}"])
+def _again(config: Path | None, recipe: Path | None, overrides: list[str], run_name: str) -> str:
+    """The command that resumes this run, as it can be typed here."""
+    words = [program_name(), "train", "--resume", "latest"]
+    words += ["--config", str(config)] if config is not None else []
+    words += ["--recipe", str(recipe)] if recipe is not None else []
+    for override in overrides:
+        words += ["--set", override]
+    return shlex.join([*words, "--run-name", run_name])
 
 
 def _print_settings(settings: "Resolved") -> None:

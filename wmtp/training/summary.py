@@ -38,8 +38,9 @@ def summary(
 
 def next_commands(again: str, position: Position, began_step: int, directory: Path) -> Iterator[str]:
     """The commands that go on from here."""
+    program = again.split(" train ")[0]
     yield "try next"
     yield f"  {again} --max-steps {2 * position.step}"
     if position.step == began_step:
         yield f"  {again.replace(' --resume latest', ' --fresh')}"
-    yield f"  wmtp status {directory}"
+    yield f"  {program} status {directory}"
