@@ -180,10 +180,8 @@ class RunService:
         return local
 
     async def _read_manifest(self) -> Manifest:
-        """The manifest as this generation will leave it; made from the records where it is missing."""
-        adopt = partial(manifest.adopted, claim=self._run)
-        index = await self._manifest.read()
-        return adopt(index) if index is not None else await self._manifest.update(adopt)
+        """The manifest as this generation owns it; made from the records where it is missing."""
+        return await self._manifest.update(partial(manifest.adopted, claim=self._run))
 
     def _scan(self) -> list[LocalStep]:
         """Committed steps on disk, newest first. A record that can't be read fails its step only."""

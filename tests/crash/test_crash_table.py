@@ -13,7 +13,7 @@ import pytest
 from steps import NOW, assert_whole, keys, make_service, no_wait, uploads
 
 from uploader import files, layout
-from uploader.errors import OwnershipError, StoreDenied, WmtpError
+from uploader.errors import StoreDenied, WmtpError
 from uploader.events import CheckpointSaved, RunFinished
 from uploader.layout import MANIFEST_KEY, RunDirectory
 from uploader.queue import EventQueue, put
@@ -309,7 +309,24 @@ async def test_generation_taken(world: World) -> None:
     assert started.run.generation == 3
 
 
-async def test_loaded_before_adoption(world: World) -> None:
+async def test_loaded_before_adoption(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = await a_durable_step(world)
+    world.saved(20, started)
+    await world.upload()
+
+    def die(*_: object) -> None:
+        raise Died
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RunFile, "write", die)
+        with pytest.raises(Died):
+            await world.start_trainer("step_10")
+    assert world.loaded[-1] == 10
+    assert await world.live() == [20, 10], "nothing may be superseded by a start that did not happen"
+    await expect_resumed_from(world, 20)
+
+
+async def test_run_file_before_adoption(world: World) -> None:
     started = await a_durable_step(world)
     world.saved(20, started)
     await world.upload()
@@ -321,28 +338,11 @@ async def test_loaded_before_adoption(world: World) -> None:
     world.store.faults = faults
     with pytest.raises(StoreDenied):
         await world.start_trainer("step_10")
-    world.store.faults = None
-    assert world.loaded[-1] == 10
-    assert await world.live() == [20, 10], "nothing may be superseded by a start that did not happen"
-    await expect_resumed_from(world, 20)
-
-
-async def test_adopted_before_run_file(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    started = await a_durable_step(world)
-
-    def die(*_: object) -> None:
-        raise Died
-
-    with monkeypatch.context() as patched:
-        patched.setattr(RunFile, "write", die)
-        with pytest.raises(Died):
-            await world.start_trainer()
-    world.saved(20, started)  # by the former generation, whose uploader must not go on
-    with pytest.raises(OwnershipError, match="generation 2"):
-        await world.upload()
-    started = await expect_resumed_from(world, 10)
-    world.saved(30, started)
-    await expect_durable(world, 10, 30)
+    run = RunFile.read(world.directory)
+    assert run is not None and run.generation == 2
+    assert await world.live() == [20, 10]
+    await expect_durable(world, 10)
+    await expect_resumed_from(world, 10)
 
 
 async def test_half_restored(world: World) -> None:

@@ -6,7 +6,7 @@
             ckpt.fence()
             optimizer.step()
             optimizer.zero_grad()
-            ckpt.save(step + 1)
+            ckpt.save(step + 1, force=step + 1 == steps)
 
 It holds the run directory's lock, owns the run in its store, starts the uploader, and waits at the end until
 the last checkpoint is durable.

@@ -8,11 +8,12 @@ from anyio import to_thread
 
 from uploader import files, layout
 from uploader.errors import CorruptError, NothingToResume
+from uploader.generation import Claim
 from uploader.layout import RunDirectory, RunKeys
 from uploader.location import Location
 from uploader.manifest import Entry, ManifestFile
 from uploader.multipart import PartBuffers
-from uploader.record import NodeRecord
+from uploader.record import NodeRecord, decode
 from uploader.restore import check, read_commit_record, restore
 from uploader.retry import RetryPolicy
 from uploader.run import RunFile
@@ -25,6 +26,9 @@ log = logging.getLogger("wmtp.checkpoint")
 
 Load = Callable[[Path, NodeRecord], None]
 Say = Callable[[str], None]
+
+DOWNLOAD = ".fork"
+"""Where another run's checkpoint lies while it is loaded; what a crash leaves there the next start clears."""
 
 STORE_TIMEOUT_S = 30.0
 """How long another run's store may be unreachable before the start gives up."""
@@ -45,7 +49,7 @@ async def load_fork(
         NothingToResume: there is no checkpoint at the location.
         CorruptError: none there is intact.
     """
-    local = [] if location.is_s3 else _local_steps(location.directory)
+    local = [] if location.is_s3 else _local_steps(location.directory, say)
     if local:
         return await to_thread.run_sync(_load_newest_local, local, load, say)
     step = layout.parse_step(location.name)
@@ -66,20 +70,25 @@ async def load_fork(
         return await _load_newest_stored(wanted, store, run, directory, load, say)
 
 
-def _local_steps(path: Path) -> list[LocalStep]:
-    """The steps of a local directory that is a step's or a run's, newest first; none of any other."""
-    if layout.parse_step(path.name) is None:
-        return LocalSteps(RunDirectory(path)).scan()[0]
-    return [read_step(path)] if (path / layout.node_record(0)).exists() else []
+def _local_steps(path: Path, say: Say) -> list[LocalStep]:
+    """The steps of a local directory that is a step's or a run's, newest first; none of any other.
+
+    Of a run only the live ones: what it left behind when it went back is a step to be asked for by its path.
+    """
+    if layout.parse_step(path.name) is not None:
+        return [read_step(path)] if (path / layout.node_record(0)).exists() else []
+    steps, errors = LocalSteps(RunDirectory(path)).scan()
+    for error in errors:
+        say(f"passed over: {error}")
+    claim: Claim = RunFile.read(RunDirectory(path)) or Claim()
+    return [one for one in steps if claim.is_live(one.step, one.generation)]
 
 
 def _load_newest_local(steps: list[LocalStep], load: Load, say: Say) -> tuple[int, str]:
     errors = []
     for local in steps:
         try:
-            with files.held_for_reading(local.path):
-                check(local.path, local.record.files)
-                load(local.path, local.record)
+            _load_local(local, load)
             return local.step, str(local.path)
         except CorruptError as error:
             say(f"passed over: {error}")
@@ -87,25 +96,41 @@ def _load_newest_local(steps: list[LocalStep], load: Load, say: Say) -> tuple[in
     raise errors[0]
 
 
+def _load_local(local: LocalStep, load: Load) -> None:
+    try:
+        with files.held_for_reading(local.path):
+            check(local.path, local.record.files)
+            load(local.path, local.record)
+    except FileNotFoundError as error:
+        problem = "it was pruned at this moment"
+        raise CorruptError(problem, doing="resuming from", subject=str(local.path)) from error
+
+
 async def _load_newest_stored(
     entries: list[Entry], store: ObjectStore, run: RunFile, directory: RunDirectory, load: Load, say: Say
 ) -> tuple[int, str]:
     buffers = PartBuffers(run.upload.part_size_bytes, run.upload.parts_in_flight)
-    target = directory.path / ".fork"
+    target, temporary = directory.path / DOWNLOAD, directory.path / f"{DOWNLOAD}.tmp"
     errors = []
     for entry in sorted(entries, key=lambda entry: -entry.step):
         try:
             record = await read_commit_record(store, entry)
             say(f"downloading {store.uri} {layout.step_name(entry.step)}, {record.size_bytes / 1e6:.1f} MB")
             prefix = entry.record.removesuffix(layout.COMMIT_RECORD_NAME)
-            temporary = directory.path / ".fork.tmp"
             await restore(store, prefix, record, temporary, target, directory.trash, buffers, lambda _: None)
-            record_file = target / layout.node_record(0)
-            load(target, NodeRecord.model_validate_json(record_file.read_bytes()))
+            load(target, _node_record(target))
             return entry.step, f"{store.uri}/{prefix.rstrip('/')}"
         except CorruptError as error:
             say(f"passed over: {error}")
             errors.append(error)
         finally:
             files.remove_tree(target)
+            files.remove_tree(temporary)
     raise errors[0]
+
+
+def _node_record(directory: Path) -> NodeRecord:
+    path = directory / layout.node_record(0)
+    if not path.exists():
+        raise CorruptError("the file is missing", doing="resuming from", subject=str(path))
+    return decode(NodeRecord, path.read_bytes(), subject=str(path))

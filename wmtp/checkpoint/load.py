@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -17,7 +16,7 @@ from torch.optim import Optimizer
 from uploader import layout
 from uploader.errors import CorruptError, StartRefused
 from uploader.record import NodeRecord
-from wmtp.checkpoint.state import Stateful, Tree, load_optimizer_state, unflatten
+from wmtp.checkpoint.state import Stateful, Tree, check_optimizer, load_optimizer_state, unflatten
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +57,12 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 
 def _read_tree(path: Path) -> Tree:
     try:
-        tree = json.loads(path.read_bytes())
+        tree: Tree = json.loads(path.read_bytes())
     except ValueError as error:
         raise CorruptError(str(error), doing="loading", subject=str(path)) from error
-    if not isinstance(tree, dict):
-        raise CorruptError("it is no JSON object", doing="loading", subject=str(path))
+    for part in ("model", "optim", "extra"):
+        if not isinstance(tree, dict) or not isinstance(tree.get(part), dict):
+            raise CorruptError(f"it does not say what {part!r} is", doing="loading", subject=str(path))
     return tree
 
 
@@ -75,28 +75,24 @@ def apply(
         StartRefused: model, optimizers or extra state are not those that were saved; names the first
             differences. Nothing was changed.
     """
-    state = model.state_dict()
     saved = {name: unflatten(ref, loaded.tensors) for name, ref in loaded.tree["model"].items()}
-    _check_model(state, saved)
-    _check_names("optimizer", optimizers, loaded.tree["optim"])
-    _check_names("extra state", extra, loaded.tree["extra"])
-    with torch.no_grad():
-        for name, target in state.items():
-            target.copy_(saved[name])
+    optimizer_states = _saved("optimizer", optimizers, loaded, "optim")
+    extra_states = _saved("extra state", extra, loaded, "extra")
+    _check_model(model.state_dict(), saved)
     for name, optimizer in optimizers.items():
-        load_optimizer_state(optimizer, model, unflatten(loaded.tree["optim"][name], loaded.tensors))
+        check_optimizer(optimizer, model, optimizer_states[name])
+    model.load_state_dict(saved)
+    for name, optimizer in optimizers.items():
+        load_optimizer_state(optimizer, model, optimizer_states[name])
     for name, stateful in extra.items():
-        stateful.load_state_dict(unflatten(loaded.tree["extra"][name], loaded.tensors))
+        stateful.load_state_dict(extra_states[name])
 
 
-def _check_model(state: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
+def _check_model(state: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
     differences = [f"{name} is missing" for name in state if name not in saved]
     differences += [f"{name} is unknown here" for name in saved if name not in state]
-    differences += [
-        f"{name} is {_describe(saved[name])}, here {_describe(one)}"
-        for name, one in state.items()
-        if name in saved and (one.shape != saved[name].shape or one.dtype != saved[name].dtype)
-    ]
+    described = [(name, _describe(saved[name]), _describe(state[name])) for name in state if name in saved]
+    differences += [f"{name} is {was}, here {now}" for name, was, now in described if was != now]
     if differences:
         more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
         raise StartRefused(
@@ -107,11 +103,16 @@ def _check_model(state: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> No
         )
 
 
-def _describe(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+def _describe(value: object) -> str:
+    """What must be equal: type and shape. What is no tensor is a module's own business."""
+    if not isinstance(value, Tensor):
+        return "no tensor"
+    return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
 
 
-def _check_names(what: str, here: Mapping[str, object], saved: Mapping[str, Any]) -> None:
+def _saved(what: str, here: Mapping[str, object], loaded: Loaded, key: str) -> Tree:
+    """The saved states by name, which must be the names there are here."""
+    saved: Tree = loaded.tree[key]
     if set(here) != set(saved):
         raise StartRefused(
             f"the checkpoint has {sorted(saved)}, this run {sorted(here)}",
@@ -119,3 +120,4 @@ def _check_names(what: str, here: Mapping[str, object], saved: Mapping[str, Any]
             subject=what,
             hint="resume with what it was made with, or start another run with --run-name",
         )
+    return {name: unflatten(one, loaded.tensors) for name, one in saved.items()}

@@ -5,6 +5,7 @@ Order: look, decide, take a generation, fetch and verify, load, and only then su
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -48,12 +49,14 @@ class Found:
 
     Attributes:
         claim: whose lineage decides which of the local steps are live.
+        unreadable: an error for each local step whose record can't be read: nobody knows what it is.
     """
 
     uri: str
     manifest: Manifest
     local: list[LocalStep]
     claim: Claim
+    unreadable: Sequence[CorruptError] = ()
 
     def live(self) -> list[Candidate]:
         """The steps that lead to now, newest first. The disk may know steps the manifest does not."""
@@ -81,29 +84,36 @@ def decide(found: Found, resume: Resume | None, *, fresh: bool) -> list[Candidat
     Raises:
         StartRefused: starting from scratch would leave checkpoints behind that nobody asked to leave.
         NothingToResume: there is no such step; the message lists those there are.
+        CorruptError: nothing is live, but a step on this disk can't be read: that proves no absence.
     """
     live = found.live()
+    if resume is not None and resume.kind == "step":
+        return [_find(found, live, resume)]
+    if found.unreadable and not live and not fresh:
+        error, hint = found.unreadable[0], "bring that file back, or start over with --fresh"
+        raise CorruptError(error.problem, doing=error.doing, subject=error.subject, hint=hint)
     if resume is None or resume.kind == "location":
         if (live or found.superseded()) and not fresh:
+            there = layout.suggest_steps(one.step for one in live) if live else _superseded_only(found)
             raise StartRefused(
-                f"the run has checkpoints already ({layout.suggest_steps(one.step for one in live)})",
+                f"the run has checkpoints already ({there})",
                 doing="starting",
                 subject=found.uri,
                 hint="continue with --resume latest, choose another --run-name, or start over with --fresh",
             )
         return []
-    if resume.kind == "auto":
-        return live
-    if resume.kind == "latest":
-        if not live:
-            raise NothingToResume(
-                "there is no checkpoint",
-                doing="resuming",
-                subject=found.uri,
-                hint="start without --resume, or with --resume auto to start fresh where there is none",
-            )
-        return live
-    return [_find(found, live, resume)]
+    if resume.kind == "latest" and not live:
+        raise NothingToResume(
+            "there is no checkpoint",
+            doing="resuming",
+            subject=found.uri,
+            hint="start without --resume, or with --resume auto to start fresh where there is none",
+        )
+    return live
+
+
+def _superseded_only(found: Found) -> str:
+    return ", ".join(f"{layout.step_at(one.step, one.generation)}, superseded" for one in found.superseded())
 
 
 def _find(found: Found, live: list[Candidate], resume: Resume) -> Candidate:
@@ -174,7 +184,7 @@ class Takeover:
 
         Raises:
             StartRefused, NothingToResume: see ``decide``; or the checkpoint does not fit.
-            CorruptError: no candidate is intact.
+            CorruptError: no candidate is intact; or see ``decide``.
             OwnershipError: another start took the run at the same moment.
         """
         found = await self.look()
@@ -214,8 +224,10 @@ class Takeover:
         claim: Claim = here or Claim()
         if index.generation > claim.generation:
             claim = await generation.read(self._store, index.generation)
+        elif claim.generation:
+            index = manifest.adopted(index, claim)  # a start that died just before it wrote this itself
         # Before the first trainer of ours there was no lineage: every step is live.
-        return Found(self._store.uri, index, local, claim)
+        return Found(self._store.uri, index, local, claim, errors)
 
     async def _take(
         self, found: Found, candidate: Candidate | None, forked_from: str | None = None
@@ -239,20 +251,17 @@ class Takeover:
         return file
 
     async def _lineage_of(self, candidate: Candidate, found: Found) -> Lineage:
-        if candidate.generation == found.claim.generation:
-            return found.claim.lineage
         if candidate.generation == 0:
             return Lineage.fresh(0)
+        if candidate.generation == found.claim.generation:
+            return found.claim.lineage
         return (await generation.read(self._store, candidate.generation)).lineage
 
     async def _fetch_and_load(self, candidate: Candidate, claim: Claim) -> str:
         """Load the local copy if it is intact, else the one in the store; where it came from."""
         if candidate.local is not None:
             try:
-                with files.held_for_reading(candidate.local.path):
-                    await to_thread.run_sync(check, candidate.local.path, candidate.local.record.files)
-                    self._load(candidate.local.path, candidate.local.record)
-                return str(candidate.local.path)
+                return await self._load_local(candidate.local)
             except CorruptError as error:
                 if candidate.entry is None or self._keys.in_place:
                     raise
@@ -261,6 +270,16 @@ class Takeover:
         local = read_step(await self._download(candidate.entry, claim), node=self._run.node)
         self._load(local.path, local.record)
         return f"{self._store.uri}/{candidate.entry.record.rpartition('/')[0]}"
+
+    async def _load_local(self, local: LocalStep) -> str:
+        try:
+            with files.held_for_reading(local.path):
+                await to_thread.run_sync(check, local.path, local.record.files)
+                self._load(local.path, local.record)
+        except FileNotFoundError as error:
+            problem = "it was pruned at this moment"
+            raise CorruptError(problem, doing="resuming from", subject=str(local.path)) from error
+        return str(local.path)
 
     async def _download(self, entry: Entry, claim: Claim) -> Path:
         """A verified copy of a stored step in the run directory, in place of whatever has its name."""
@@ -280,10 +299,14 @@ class Takeover:
         return target
 
     async def _adopt(self, claim: GenerationFile, step: int, source: str, skipped: list[str]) -> Started:
-        """Supersede what this start leaves behind, then tell the uploader."""
-        await self._manifest.update(lambda index: manifest.adopted(index, claim))
+        """Tell the uploader, then supersede what this start leaves behind.
+
+        In this order the former start's uploader finds a successor to serve, not a stranger that owns its
+        run. A crash in between leaves the superseding to the uploader's next round.
+        """
         run = self._run.model_copy(
             update={"generation": claim.generation, "lineage": claim.lineage, "owner": claim.owner}
         )
         run.write(self._directory)
+        await self._manifest.update(lambda index: manifest.adopted(index, claim))
         return Started(run, step, source, skipped)

@@ -25,7 +25,7 @@ from uploader.files import disk_errors
 from uploader.layout import RunDirectory
 from uploader.record import Metrics, NodeRecord
 from wmtp.checkpoint.collect import Collector
-from wmtp.checkpoint.snapshot import Snapshot, specs_of
+from wmtp.checkpoint.snapshot import Arena, Snapshot, specs_of
 from wmtp.checkpoint.state import Stateful, Tree, encode_tree
 from wmtp.checkpoint.workers import Worker
 from wmtp.checkpoint.writer import Description, Disk, FileSource, write_checkpoint
@@ -62,6 +62,8 @@ class _Job:
     tree: Tree
     saved: Saved
     began_s: float
+    arena: Arena
+    last_step: int | None
     copied: threading.Event = field(default_factory=threading.Event)
     done: threading.Event = field(default_factory=threading.Event)
     fenced: bool = False
@@ -144,10 +146,10 @@ class Saver:
             self.wait()
         began_s = time.perf_counter()
         groups, tree = self._collector.collect()
-        self._snapshot.capture(groups, self._collector.buffers)
+        arena = self._snapshot.capture(groups, self._collector.buffers)
         what = replace(self._what, step=step, metrics=metrics or {}, created_at=datetime.now(UTC))
         saved = Saved(step)
-        self._job = _Job(what, tree, saved, began_s)
+        self._job = _Job(what, tree, saved, began_s, arena, self.last_step)
         self.saved.append(saved)
         self.last_step = step
         self._copier.submit(partial(self._copy, self._job))
@@ -233,15 +235,23 @@ class Saver:
         except BaseException as error:
             job.saved.error = WmtpError(f"{type(error).__name__}: {error}", doing="saving", subject=name)
         finally:
-            job.done.set()
             if job.saved.error is not None:
+                self.last_step = job.last_step
                 log.error("%s was not saved: %s", name, job.saved.error)
+            job.done.set()
+            self._tell(job.saved)
+
+    def _tell(self, saved: Saved) -> None:
+        """A listener's error must end neither the thread nor the saves to come."""
+        try:
             if self._on_saved is not None:
-                self._on_saved(job.saved)
+                self._on_saved(saved)
+        except Exception:
+            log.exception("telling of %s failed", layout.step_name(saved.step))
 
     def _compare_with_last(self, job: _Job, record: NodeRecord) -> None:
         """The same weights twice mean that nothing trains, or that something else is being saved."""
-        trained = [one.crc64nvme for one in record.files if one.path in self._snapshot.trained_files]
+        trained = [one.crc64nvme for one in record.files if one.path in job.arena.trained]
         job.saved.stale = bool(trained) and trained == self._trained
         self._trained = trained
         if job.saved.stale:
@@ -249,7 +259,7 @@ class Saver:
 
     def _sources(self, job: _Job) -> list[FileSource]:
         """The files of the checkpoint: shards as they lie in the arena, and the tree."""
-        arena = self._snapshot.arena
+        arena = job.arena
         shards = [
             FileSource(image.file_name, arena.bytes_of(image), arena.bytes_of(image, padded=True))
             for image in arena.images

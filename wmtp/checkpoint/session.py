@@ -1,9 +1,11 @@
 """This process's hold on a run directory: the trainer's lock, and the takeover of the run in the store."""
 
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import anyio
 
@@ -14,12 +16,13 @@ from uploader.retry import RetryPolicy
 from uploader.run import RunFile
 from uploader.store import open_store
 from uploader.store.retrying import RetryingStore
-from wmtp.checkpoint.fork import Load, Say
+from wmtp.checkpoint.fork import DOWNLOAD, Load, Say
 from wmtp.checkpoint.resume import Started, Takeover
 from wmtp.settings.resume import Resume
 
 LOCK_ATTEMPTS = 40
 LOCK_WAIT_S = 0.05
+_RUN_FILE_LEFT = re.compile(r"\.run\.json\.[0-9]+\.tmp")
 
 
 @contextmanager
@@ -35,13 +38,20 @@ def trainer_lock(directory: RunDirectory) -> Iterator[None]:
     with files.disk_errors("opening", directory.path):
         files.make_directory(directory.path)
         lock = _take(directory)
-        for path in directory.path.iterdir():
-            if layout.parse_temporary(path.name) is not None:
-                files.remove_tree(path)
     try:
+        with files.disk_errors("clearing", directory.path):
+            _clear(directory.path)
         yield
     finally:
         os.close(lock)
+
+
+def _clear(path: Path) -> None:
+    for left in path.iterdir():
+        if layout.parse_temporary(left.name) is not None or left.name in (DOWNLOAD, f"{DOWNLOAD}.tmp"):
+            files.remove_tree(left)
+        elif _RUN_FILE_LEFT.fullmatch(left.name):
+            left.unlink()
 
 
 def _take(directory: RunDirectory) -> int:

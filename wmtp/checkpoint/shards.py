@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
+from uploader.errors import WmtpError
+
 ALIGNMENT_BYTES = 64
 """Where the tensors begin in a file: torch's own alignment of an allocation."""
 
@@ -74,12 +76,20 @@ def plan_shards(
     first: int = 1,
     at_least: int = 16,
 ) -> list[Shard]:
-    """Cut tensors into files of at most ``shard_size_bytes``; a larger tensor has a file to itself.
+    """Cut tensors into files that hold at most ``shard_size_bytes`` of them; a larger one has its own file.
 
     A large state is cut into at least ``at_least`` files, so that uploads begin early; files stay above
     8 MiB for that. Larger types come first, so that every tensor is aligned. The first file's number is
     ``first``.
+
+    Raises:
+        WmtpError: safetensors has no word for a tensor's type.
     """
+    specs = list(specs)
+    for spec in specs:
+        if spec.dtype not in DTYPES:
+            hint = f"it can be one of: {', '.join(sorted(str(one) for one in DTYPES))}"
+            raise WmtpError(f"{spec.dtype} can't be saved", subject=f"tensor {spec.name!r}", hint=hint)
     ordered = sorted(specs, key=lambda spec: (-spec.dtype.itemsize, spec.name))
     total = sum(spec.size_bytes for spec in ordered)
     limit = min(shard_size_bytes, max(-(-total // at_least), 8 * 1024**2))

@@ -11,6 +11,8 @@ The host memory is one anonymous mapping, laid out as the files will be: the wri
 import mmap
 import operator
 import threading
+from collections import Counter
+from collections.abc import Set
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
@@ -19,6 +21,7 @@ import torch
 from torch import Tensor
 
 from uploader import layout
+from uploader.errors import WmtpError
 from wmtp.checkpoint.collect import Groups
 from wmtp.checkpoint.copying import CopyPlan, pin
 from wmtp.checkpoint.shards import Shard, TensorSpec, plan_shards
@@ -41,9 +44,14 @@ class FileImage:
 
 
 class Arena:
-    """Host memory for one snapshot: the images of all its files, and each tensor as a view into them."""
+    """Host memory for one snapshot: the images of all its files, and each tensor as a view into them.
 
-    def __init__(self, shards: list[Shard]) -> None:
+    Attributes:
+        trained: the names of the files that hold what is trained, and nothing else.
+    """
+
+    def __init__(self, shards: list[Shard], *, trained: Set[str] = frozenset()) -> None:
+        self.trained = trained
         self.images: list[FileImage] = []
         at = 0
         for shard in shards:
@@ -77,57 +85,59 @@ class Arena:
 
 
 class Snapshot:
-    """The last captured state of one rank. Reused: one buffer set, as large as the state.
-
-    Attributes:
-        trained_files: the names of the files that hold what is trained, and nothing else.
-    """
+    """The last captured state of one rank. Reused: one buffer set, as large as the state."""
 
     def __init__(self, rank: int, shard_size_bytes: int) -> None:
         self._rank, self._shard_size_bytes = rank, shard_size_bytes
         self._lock = threading.Lock()  # the writer thread may lay out what a first save needs
         self._specs: Specs | None = None
         self._sources: list[Tensor] = []
-        self._shapes: list[torch.Size] = []
-        self.trained_files: set[str] = set()
+        self._shapes: list[tuple[torch.Size, torch.dtype]] = []
         self._plan = CopyPlan([])
         self.arena = Arena([])
 
     def prepare(self, specs: Specs) -> None:
         """Lay out the arena for these tensors and touch it, unless it is laid out for them already."""
         with self._lock:
-            if specs != self._specs:
-                self.arena = Arena(self._plan_shards(specs))
-                self._specs, self._shapes = specs, []
-                self.arena.warm_up()
+            self._lay_out(specs)
 
-    def _plan_shards(self, specs: Specs) -> list[Shard]:
-        """What is trained has files of its own, so that their checksums tell whether anything was."""
-        model = partial(layout.model_shard, self._rank)
-        trained = plan_shards(specs["model"], model, self._shard_size_bytes)
-        frozen = plan_shards(specs["frozen"], model, self._shard_size_bytes, first=len(trained) + 1)
-        optim = plan_shards(specs["optim"], partial(layout.optim_shard, self._rank), self._shard_size_bytes)
-        extra = plan_shards(specs["extra"], partial(layout.extra_shard, self._rank), self._shard_size_bytes)
-        self.trained_files = {shard.file_name for shard in trained}
-        return [*trained, *frozen, *optim, *extra]
+    def _lay_out(self, specs: Specs) -> None:
+        if specs != self._specs:
+            _check_names(specs)
+            model = partial(layout.model_shard, self._rank)
+            optim, extra = partial(layout.optim_shard, self._rank), partial(layout.extra_shard, self._rank)
+            limit = self._shard_size_bytes
+            # What is trained has files of its own, so that their checksums tell whether anything was.
+            trained = plan_shards(specs["model"], model, limit)
+            frozen = plan_shards(specs["frozen"], model, limit, first=len(trained) + 1)
+            rest = plan_shards(specs["optim"], optim, limit) + plan_shards(specs["extra"], extra, limit)
+            self.arena = Arena([*trained, *frozen, *rest], trained={shard.file_name for shard in trained})
+            self._specs, self._shapes = specs, []  # what was planned was for the old arena
+            self.arena.warm_up()
 
-    def capture(self, groups: Groups, buffers: frozenset[str]) -> None:
+    def capture(self, groups: Groups, buffers: frozenset[str]) -> Arena:
         """Take what may change before the fence now, and note the rest for ``copy``.
 
         Args:
             buffers: names in ``model`` that the forward pass may change: taken now, whatever their size.
+
+        Returns:
+            Where all of it will lie, which need not be ``arena`` any more when that is laid out anew.
         """
         sources = [one for tensors in groups.values() for one in tensors.values()]
-        shapes = [one.shape for one in sources]  # assigning to ``.data`` keeps the object, not the shape
-        if shapes != self._shapes or not all(map(operator.is_, sources, self._sources)):
-            self.prepare(specs_of(groups))
-            self._plan = CopyPlan(
-                (self.arena.views[name], one, one.nbytes < IMMEDIATE_BYTES or name in buffers)
-                for tensors in groups.values()
-                for name, one in tensors.items()
-            )
-            self._sources, self._shapes = sources, shapes
+        shapes = [(one.shape, one.dtype) for one in sources]  # assigning to ``.data`` keeps the object only
+        with self._lock:
+            if shapes != self._shapes or not all(map(operator.is_, sources, self._sources)):
+                self._lay_out(specs_of(groups))
+                self._plan = CopyPlan(
+                    (self.arena.views[name], one, one.nbytes < IMMEDIATE_BYTES or name in buffers)
+                    for tensors in groups.values()
+                    for name, one in tensors.items()
+                )
+                self._sources, self._shapes = sources, shapes
+            arena = self.arena
         self._plan.begin()
+        return arena
 
     def order(self) -> bool:
         """Make later device work wait for the copy; whether the host has to wait for it, too."""
@@ -136,6 +146,19 @@ class Snapshot:
     def copy(self) -> None:
         """Copy what ``capture`` left, and wait until all of it is in host memory."""
         self._plan.finish()
+
+
+def _check_names(specs: Specs) -> None:
+    """Tensors share one namespace; a submodule named ``optim`` or ``extra`` could collide.
+
+    Raises:
+        WmtpError: two tensors have one name.
+    """
+    counts = Counter(spec.name for wanted in specs.values() for spec in wanted)
+    name, count = max(counts.items(), key=lambda item: item[1], default=("", 0))
+    if count > 1:
+        hint = "rename the submodule: names that begin with optim. or extra. are taken"
+        raise WmtpError("two tensors have this name", doing="saving", subject=name, hint=hint)
 
 
 def specs_of(groups: Groups) -> Specs:

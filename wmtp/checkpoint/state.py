@@ -1,10 +1,12 @@
 """The training state as tensors by name and a JSON tree of everything else.
 
 The tree is plain JSON but for tagged values, so that loading gives back exactly what was saved and never
-runs code: ``{"$tensor": name}``, ``{"$tuple": […]}``, ``{"$bytes": base64}``, ``{"$float": "nan"}``.
+runs code: ``{"$tensor": name}``, ``{"$tuple": […]}``, ``{"$bytes": base64}``, ``{"$float": "nan"}``, and
+``{"$items": [[key, value], …]}`` for a dictionary whose keys are not just strings.
 """
 
 import base64
+import binascii
 import json
 import math
 import random
@@ -16,7 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from uploader.errors import CorruptError, WmtpError
+from uploader.errors import CorruptError, StartRefused, WmtpError
+from wmtp.checkpoint.shards import DTYPES
 
 Tree = dict[str, Any]
 
@@ -39,8 +42,10 @@ def flatten(value: object, name: str, tensors: dict[str, Tensor]) -> Any:
         case None | bool() | int() | str():
             return value
         case float():
-            return value if math.isfinite(value) else {"$float": repr(value)}
-        case Tensor():
+            return value if math.isfinite(value) else {"$float": repr(float(value))}
+        case Tensor() if _is_plain(value):
+            while name in tensors:  # {"a": {"b": …}, "a.b": …}
+                name += "'"
             tensors[name] = value.detach()
             return {"$tensor": name}
         case bytes():
@@ -51,13 +56,26 @@ def flatten(value: object, name: str, tensors: dict[str, Tensor]) -> Any:
             return [flatten(one, f"{name}.{at}", tensors) for at, one in enumerate(value)]
         case Mapping() if all(isinstance(key, str) and not key.startswith("$") for key in value):
             return {key: flatten(one, f"{name}.{key}", tensors) for key, one in value.items()}
-        case np.generic():
+        case Mapping() if all(isinstance(key, str | int) for key in value):
+            items = [[key, flatten(one, f"{name}.{key}", tensors)] for key, one in value.items()]
+            return {"$items": items}
+        case np.generic() if type(value.item()) is not type(value):
             return flatten(value.item(), name, tensors)
     raise WmtpError(
-        f"{type(value).__name__} can't be saved",
+        f"{_kind_of(value)} can't be saved",
         subject=f"state {name!r}",
-        hint="use tensors, numbers, strings, bytes, lists, tuples and dictionaries with string keys",
+        hint="use dense tensors, numbers, strings, bytes, lists, tuples, and dictionaries with such keys",
     )
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return tensor.layout == torch.strided and not tensor.is_meta and tensor.dtype in DTYPES
+
+
+def _kind_of(value: object) -> str:
+    if not isinstance(value, Tensor):
+        return f"a {type(value).__name__}"
+    return f"a tensor of {value.dtype} ({value.layout}, on {value.device})".replace("torch.", "")
 
 
 def unflatten(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
@@ -66,47 +84,81 @@ def unflatten(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
     Raises:
         CorruptError: a tensor is missing or a tag is unknown.
     """
+    try:
+        return _unflatten(tree, tensors)
+    except (ValueError, TypeError, binascii.Error) as error:
+        raise CorruptError(str(error), doing="loading", subject="state") from error
+
+
+def _unflatten(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
     match tree:
         case {"$tensor": str(name)}:
             if name not in tensors:
                 raise CorruptError("the tensor is missing", doing="loading", subject=name)
             return tensors[name]
         case {"$tuple": list(items)}:
-            return tuple(unflatten(one, tensors) for one in items)
+            return tuple(_unflatten(one, tensors) for one in items)
+        case {"$items": list(items)}:
+            return {key: _unflatten(one, tensors) for key, one in items}
         case {"$bytes": str(text)}:
-            return base64.b64decode(text)
+            return base64.b64decode(text, validate=True)
         case {"$float": str(text)}:
             return float(text)
         case dict():
-            return {key: unflatten(one, tensors) for key, one in tree.items()}
+            if unknown := [key for key in tree if key.startswith("$")]:
+                raise ValueError(f"the tag {unknown[0]!r} is unknown or malformed")
+            return {key: _unflatten(one, tensors) for key, one in tree.items()}
         case list():
-            return [unflatten(one, tensors) for one in tree]
+            return [_unflatten(one, tensors) for one in tree]
     return tree
+
+
+def check_optimizer(optimizer: Optimizer, model: nn.Module, saved: Tree) -> None:
+    """Refuse a state that another optimizer left. Nothing is changed.
+
+    Raises:
+        StartRefused: the groups hold other parameters than those saved, or other settings: AdamW has betas,
+            SGD a momentum. Settings that just one side has are a newer version's.
+    """
+    groups, saved_groups = optimizer.param_groups, saved["param_groups"]
+    problem = ""
+    if _numbers(optimizer, model, saved) is None:
+        problem = "its parameter groups are not those of the checkpoint"
+    for group, was in zip(groups, saved_groups, strict=False):
+        here, there = sorted(group.keys() - was.keys()), sorted(was.keys() - group.keys())
+        if here and there and not problem:
+            problem = f"it has {', '.join(here)}, that of the checkpoint {', '.join(there)}"
+    if problem:
+        hint = "build the optimizer as it was built when the checkpoint was made"
+        raise StartRefused(problem, doing="loading", subject="optimizer", hint=hint)
+
+
+def _numbers(optimizer: Optimizer, model: nn.Module, saved: Tree) -> dict[str, int] | None:
+    """The optimizer's number of each saved parameter; None where its groups hold others.
+
+    A parameter that the model has under several names may have been saved under any.
+    """
+    named = {name: id(one) for name, one in model.named_parameters(remove_duplicate=False)}
+    names = [group["params"] for group in saved["param_groups"]]
+    ids = [[id(parameter) for parameter in group["params"]] for group in optimizer.param_groups]
+    if [[named.get(name) for name in group] for group in names] != ids:
+        return None
+    return {name: number for number, name in enumerate(name for group in names for name in group)}
 
 
 def load_optimizer_state(optimizer: Optimizer, model: nn.Module, saved: Tree) -> None:
     """Put back what was collected of an optimizer, parameters matched by name.
 
     Raises:
-        WmtpError: the groups hold other parameters than those saved; nothing was changed.
+        StartRefused: see ``check_optimizer``.
     """
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    groups = [[names[parameter] for parameter in group["params"]] for group in optimizer.param_groups]
-    if groups != [group["params"] for group in saved["param_groups"]]:
-        raise WmtpError(
-            "its parameter groups are not those of the checkpoint",
-            doing="loading",
-            subject="optimizer",
-            hint="build the optimizer as it was built when the checkpoint was made",
-        )
-    number = {name: at for at, name in enumerate(name for group in groups for name in group)}
-    counted, groups_by_number = 0, []
-    for group in saved["param_groups"]:
-        numbers = list(range(counted, counted + len(group["params"])))
-        counted += len(numbers)
-        groups_by_number.append({**group, "params": numbers})
+    check_optimizer(optimizer, model, saved)
+    number = _numbers(optimizer, model, saved) or {}
+    groups = [
+        {**group, "params": [number[name] for name in group["params"]]} for group in saved["param_groups"]
+    ]
     state = {number[name]: dict(one) for name, one in saved["state"].items()}
-    optimizer.load_state_dict({"state": state, "param_groups": groups_by_number})
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
 class RandomState:

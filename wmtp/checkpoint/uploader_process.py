@@ -4,6 +4,7 @@ It outlives the trainer: it drains what is left and ends by itself. One serves a
 there already, that one is used.
 """
 
+import contextlib
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from uploader.layout import RunDirectory
 from uploader.status import Status, read_status
 
 POLL_S = 0.1
+REAP_S = 5.0
 RESTARTS = 3
 """How often an uploader that dies while the trainer waits for it is started again."""
 
@@ -103,6 +105,7 @@ class UploaderProcess:
                 say(line)
             status = self.status()
             if status is not None and status.state == "drained" and _covers(status, last_step):
+                self._reap()
                 return status
             if not served:
                 if restarts == RESTARTS or (status is not None and status.state == "failed"):
@@ -115,6 +118,12 @@ class UploaderProcess:
                 raise self._not_durable(problem or f"not done within {timeout_s:.0f} s")
             time.sleep(POLL_S)
 
+    def _reap(self) -> None:
+        """A drained uploader ends at once; see it end."""
+        if self._process is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(REAP_S)
+
     def _not_durable(self, problem: str) -> NotDurable:
         return NotDurable(
             problem,
@@ -126,4 +135,5 @@ class UploaderProcess:
 
 
 def _covers(status: Status, last_step: int | None) -> bool:
-    return last_step is None or (status.newest_durable_step or -1) >= last_step
+    newest = status.newest_durable_step
+    return last_step is None or (newest is not None and newest >= last_step)

@@ -45,7 +45,10 @@ class Worker:
         if self._io_level is not None:
             _lower_io_priority(self._io_level)
         while (task := self._tasks.get()) is not None:
-            task()
+            try:
+                task()
+            except Exception:
+                log.exception("a task of %s failed", self._thread.name)  # the next one has its turn
 
 
 def _lower_cpu_priority(nice: int) -> None:

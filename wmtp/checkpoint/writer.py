@@ -5,6 +5,8 @@ the event. A crash before the rename leaves ``step_N.gG.tmp``, which nobody read
 """
 
 import contextlib
+import errno
+import fcntl
 import os
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
@@ -244,7 +246,7 @@ def write_file(path: Path, source: FileSource) -> FileRecord:
     try:
         body = source.padded if direct and source.padded is not None else source.data
         if len(body) >= BLOCK_SIZE_BYTES:
-            os.posix_fallocate(descriptor, 0, len(body))
+            _reserve(descriptor, len(body))
         blocks = []
         for at in range(0, len(source.data), BLOCK_SIZE_BYTES):
             blocks.append(checksum.of_bytes(source.data[at : at + BLOCK_SIZE_BYTES]))
@@ -258,15 +260,38 @@ def write_file(path: Path, source: FileSource) -> FileRecord:
     return FileRecord(path=path.name, size_bytes=len(source.data), crc64nvme=whole, blocks=blocks)
 
 
+_DIRECT = getattr(os, "O_DIRECT", 0)
+
+
 def _create(path: Path, *, direct: bool) -> int:
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-    if direct and hasattr(os, "O_DIRECT"):
+    if direct:
         with contextlib.suppress(OSError):  # tmpfs and some network file systems can't; if more is wrong,
-            return os.open(path, flags | os.O_DIRECT, 0o600)  # opening without says so
+            return os.open(path, flags | _DIRECT, 0o600)  # opening without says so
     return os.open(path, flags, 0o600)
+
+
+def _reserve(descriptor: int, size_bytes: int) -> None:
+    """Take the space at once, where the file system can: a full disk is known before the first byte."""
+    try:
+        os.posix_fallocate(descriptor, 0, size_bytes)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+            raise
 
 
 def _write_all(descriptor: int, data: memoryview, at: int) -> None:
     written = 0
     while written < len(data):
-        written += os.pwrite(descriptor, data[written:], at + written)
+        try:
+            written += os.pwrite(descriptor, data[written:], at + written)
+        except OSError as error:
+            if error.errno != errno.EINVAL or not _end_direct(descriptor):
+                raise
+
+
+def _end_direct(descriptor: int) -> bool:
+    """Go on through the page cache: after a short write the rest is not aligned. Whether it was direct."""
+    flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+    fcntl.fcntl(descriptor, fcntl.F_SETFL, flags & ~_DIRECT)
+    return bool(flags & _DIRECT)
