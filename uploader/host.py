@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -121,13 +122,6 @@ async def _find_run(directory: RunDirectory, fallback: Fallback | None, *, wait:
 @contextmanager
 def _lock(directory: RunDirectory) -> Iterator[Callable[[], bool]]:
     """Hold the directory; yields whether it is still the one that is held, and not one made anew."""
-
-    def is_ours() -> bool:
-        try:
-            return os.path.samestat(os.fstat(held), directory.uploader_lock.stat())
-        except FileNotFoundError:
-            return False
-
     with files.disk_errors("creating", directory.uploader_directory):
         files.make_directory(directory.uploader_directory)
         lock = files.lock(directory.uploader_lock)
@@ -138,9 +132,16 @@ def _lock(directory: RunDirectory) -> Iterator[Callable[[], bool]]:
             hint="nothing to do: that one goes on",
         )
     try:
-        yield
+        yield partial(_is_at, lock, directory.uploader_lock)
     finally:
         os.close(lock)
+
+
+def _is_at(lock: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(lock), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def is_run_directory(path: Path) -> bool:

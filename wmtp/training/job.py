@@ -33,7 +33,7 @@ def run_job(settings: Resolved, uploading: Uploading, *, again: str, verbose: bo
         again: the command that resumes this run, for the summary.
 
     Returns:
-        The exit code: 0, or 130 or 143 where a signal stopped it at the end of a step.
+        The exit code: 0, or 130 or 143 where a signal stopped it at the end of a step, or at once.
 
     Raises:
         WmtpError: it could not start, or its last checkpoint is not saved or not durable.
@@ -59,6 +59,17 @@ class _Job:
         self.options = self._options(uploading, inherited)
 
     def run(self) -> int:
+        """The run, and its end where a signal ends even the waiting; the exit code."""
+        stop = StopRequest()
+        try:
+            return self._run(stop)
+        except KeyboardInterrupt:
+            if stop.signal is None:
+                raise
+            say(f"interrupted: the checkpoints in {self.settings.local_dir} are safe on this disk")
+            return stop.exit_code
+
+    def _run(self, stop: StopRequest) -> int:
         """The story of a run."""
         settings, setup, position = self.settings, self.setup, self.position
         seed_everything(settings.seed)
@@ -72,7 +83,7 @@ class _Job:
                 to=settings.base,
                 options=self.options,
             ) as checkpointer,
-            StopRequest() as stop,
+            stop,
         ):
             self._resume(checkpointer)
             began_step = position.step
