@@ -13,7 +13,8 @@ from anyio import to_thread
 from uploader import files, layout, manifest
 from uploader.generation import Claim
 from uploader.layout import RunDirectory, RunKeys
-from uploader.manifest import Entry, Manifest, ManifestFile
+from uploader.manifest import Entry, Manifest
+from uploader.manifest_file import ManifestFile
 from uploader.retention import Retention, steps_to_keep
 from uploader.store.base import ObjectStore
 from uploader.watch import LocalStep

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from uploader.events import Event, decoder
 
 
-def put(path: Path, event: Event) -> None:
+def put(path: Path, event: Event, *, durable: bool = True) -> None:
     """Append an event and make it durable. Called on the writer thread, never on the training thread.
 
     A line that a crash tore is closed first, so that it can't swallow this one.
@@ -29,7 +29,8 @@ def put(path: Path, event: Event) -> None:
         size = os.fstat(descriptor).st_size
         torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
         _write_all(descriptor, b"\n" + line if torn else line, size)
-        os.fsync(descriptor)
+        if durable:
+            os.fsync(descriptor)
 
 
 def _write_all(descriptor: int, data: bytes, at: int) -> None:

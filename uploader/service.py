@@ -14,14 +14,15 @@ from functools import partial
 
 import anyio
 
-from uploader import layout, manifest, prune
+from uploader import early, layout, manifest
 from uploader.backlog import Backlog, sort_out
 from uploader.commit import commit
 from uploader.errors import CorruptError, OwnershipError, WmtpError
-from uploader.events import Event, RunFinished
+from uploader.events import Event, RunFinished, ShardSaved
 from uploader.files import is_locked
 from uploader.layout import RunDirectory
-from uploader.manifest import Entry, Manifest, ManifestFile
+from uploader.manifest import Entry, Manifest
+from uploader.manifest_file import ManifestFile
 from uploader.multipart import PartBuffers
 from uploader.queue import EventQueue
 from uploader.retry import RetryPolicy
@@ -29,6 +30,7 @@ from uploader.run import RunFile
 from uploader.status import StatusFile
 from uploader.store.base import ObjectStore
 from uploader.store.retrying import RetryingStore
+from uploader.upkeep import Upkeep
 from uploader.watch import LocalStep, LocalSteps, changes
 
 log = logging.getLogger("uploader")
@@ -74,14 +76,13 @@ class RunService:
         self._steps = LocalSteps(directory, node=run.node)
         self._queues = [EventQueue(directory.events(rank)) for rank in run.local_ranks]
         self._buffers = PartBuffers(run.upload.part_size_bytes, run.upload.parts_in_flight)
+        self._upkeep = Upkeep(directory, self._store, self._manifest, self._keys, status, clocks.now)
         self._index = Manifest(run=run.run)
         self._failed: dict[str, CorruptError] = {}
         self._error: WmtpError | None = None
-        self._prune_error: WmtpError | None = None
         self._skipped: set[str] = set()
         self._handed_in: set[str] = set()
         self._settled: object = None
-        self._swept_generation: int | None = None
         self._trainer_gone_s: float | None = None
 
     @property
@@ -130,19 +131,20 @@ class RunService:
         # comes later, a run's end above all, waits for the next round, which will see its step.
         events = self._receive()
         local = self._scan()
-        if self._signature(local) != self._settled:
-            try:
+        try:
+            if self._signature(local) != self._settled:
                 local = await self._work(local)
                 self._error = None
                 self._status.show(state="waiting", upload=None, error=None)
-            except OwnershipError:
-                if not self._is_followed():
-                    raise
-                return []
-            except WmtpError as error:
-                self._error = error
-                self._status.failed(error)
-            self._settled = self._signature(local)
+            await self._get_ahead(events, local)
+        except OwnershipError:
+            if not self._is_followed():
+                raise
+            return []
+        except WmtpError as error:
+            self._error = error
+            self._status.failed(error)
+        self._settled = self._signature(local)
         self._acknowledge(events, local)
         pending = self._receive()
         return [event for event in events if event in pending]
@@ -165,19 +167,25 @@ class RunService:
         Returns:
             The steps as last seen on disk, of which none waits: whatever comes later is for another round.
         """
-        self._prune_error = None
         self._index = await self._read_manifest()
         while True:
             if waiting := self._waiting(local):
                 await self._make_durable(waiting[0])
                 local = self._scan()
-            local = await self._prune(local)
+            self._index = await self._upkeep.prune(self._run, self._index, local, self._sort_out(local))
+            local = self._scan()
             if not self._waiting(local):
                 break
-        await self._sweep_once(local)
-        if self._prune_error is not None:
-            raise self._prune_error
+        await self._upkeep.finish(self._run, self._index, local)
         return local
+
+    async def _get_ahead(self, events: list[Event], local: list[LocalStep]) -> None:
+        """Upload finished files of a step that is still being written, as no committed step waits."""
+        shards = [event for event in events if isinstance(event, ShardSaved)]
+        if shards and self._error is None and not self._keys.in_place:
+            committed = {one.name for one in local}
+            wanted = early.worth_sending(shards, self._directory, committed, self._run.generation)
+            await early.send(wanted, self._directory, self._store, self._keys, self._buffers)
 
     async def _read_manifest(self) -> Manifest:
         """The manifest as this generation owns it; made from the records where it is missing."""
@@ -232,55 +240,11 @@ class RunService:
             self._failed[name] = error
             self._status.step_failed(name, error)
 
-    async def _prune(self, local: list[LocalStep]) -> list[LocalStep]:
-        """The disk, then the store; returns what is left on disk. Node 0 prunes the store for all nodes.
-
-        A store that refuses to delete must hold up neither a commit nor the disk: it is told of later.
-        """
-        discard = self._sort_out(local).discard
-        if self._keys.in_place:  # what is in the manifest goes by way of the manifest
-            listed = self._index.names()
-            discard = [one for one in discard if one.name not in listed]
-        gone = await prune.discard_local(self._directory, discard)
-        if gone:
-            self._status.pruned(gone, where="local")
-        try:
-            if self._run.node == 0:
-                await self._prune_store(local)
-        except OwnershipError:
-            raise
-        except WmtpError as error:
-            self._prune_error = error
-        return self._scan()
-
-    async def _prune_store(self, local: list[LocalStep]) -> None:
-        policy, upload = self._run.retention, self._run.upload
-        if upload.delete_grace_s and self._sort_out(local).upload:
-            return  # the grace must not delay a commit
-        now, long_ago = await prune.store_times(
-            self._store, self._index, policy, upload.keep_superseded_s, self._clocks.now()
-        )
-        names = prune.superfluous(self._index, policy, now=now, long_ago=long_ago)
-        if not names and not self._index.deleting:
-            return
-        remove: prune.Remove = partial(prune.remove_objects, self._store, self._keys)
-        if self._keys.in_place:
-            remove = partial(prune.remove_directory, self._directory, local)
-        gone = await prune.prune_store(self._manifest, names, self._run, remove, upload.delete_grace_s)
-        self._index = await self._read_manifest()
-        if gone:
-            self._status.pruned([entry.step for entry in gone], where="remote")
-
-    async def _sweep_once(self, local: list[LocalStep]) -> None:
-        """Debris that former generations left is looked for once in each."""
-        if self._run.node == 0 and not self._keys.in_place and self._swept_generation != self._run.generation:
-            swept = await prune.sweep(self._store, self._keys, self._index, self._run, local)
-            self._swept_generation = self._run.generation
-            if swept:
-                log.info("swept %d objects that no step names", swept)
-
     def _acknowledge(self, events: list[Event], local: list[LocalStep]) -> None:
-        """A saved step is done with when it is durable, skipped, superseded, failed or gone."""
+        """A saved step is done with when it is durable, skipped, superseded, failed or gone.
+
+        So is a file of a step that does not wait: it was sent, or the commit will look after it.
+        """
         waiting = local if self._error else self._sort_out(local).upload
         names = {one.name for one in waiting}
         for queue in self._queues:

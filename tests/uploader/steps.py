@@ -12,7 +12,8 @@ from uploader.checksum import BLOCK_SIZE_BYTES
 from uploader.errors import StoreDenied
 from uploader.generation import Branch, Claim, GenerationFile, Lineage, Owner
 from uploader.layout import RunDirectory, RunKeys
-from uploader.manifest import Manifest, ManifestFile
+from uploader.manifest import Manifest
+from uploader.manifest_file import ManifestFile
 from uploader.record import CommitRecord, FileRecord, Metrics, NodeRecord
 from uploader.retention import Retention
 from uploader.retry import RetryPolicy

@@ -15,7 +15,7 @@ from uploader.generation import Claim, GenerationFile
 from uploader.host import Fallback, is_run_directory, serve, serve_parent, serve_run
 from uploader.layout import RunDirectory, RunKeys
 from uploader.location import Location
-from uploader.manifest import ManifestFile
+from uploader.manifest_file import ManifestFile
 from uploader.run import RunFile
 from uploader.service import RunService
 from uploader.settings import StorageSettings, UploadSettings

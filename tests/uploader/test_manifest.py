@@ -15,7 +15,8 @@ from uploader import layout, manifest
 from uploader.errors import CorruptError, ObjectMissing, OwnershipError, StoreDenied, StoreUnavailable
 from uploader.generation import Claim, Lineage
 from uploader.layout import MANIFEST_KEY, RunKeys
-from uploader.manifest import Entry, Manifest, ManifestFile
+from uploader.manifest import Entry, Manifest
+from uploader.manifest_file import ManifestFile
 from uploader.record import CommitRecord
 from uploader.store.memory import Fault, MemoryStore, Operation
 from uploader.store.retrying import RetryingStore

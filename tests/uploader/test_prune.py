@@ -24,7 +24,8 @@ from uploader import files, layout, manifest, prune
 from uploader.errors import OwnershipError
 from uploader.generation import Claim
 from uploader.layout import RunDirectory, RunKeys
-from uploader.manifest import Entry, Manifest, ManifestFile
+from uploader.manifest import Entry, Manifest
+from uploader.manifest_file import ManifestFile
 from uploader.record import CommitRecord
 from uploader.retention import Retention
 from uploader.store.memory import MemoryStore, Operation

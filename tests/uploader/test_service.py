@@ -26,7 +26,8 @@ from uploader import files, layout, manifest, prune, queue
 from uploader.errors import CorruptError, OwnershipError, StoreDenied, StoreUnavailable
 from uploader.events import CheckpointSaved, RunFinished
 from uploader.layout import MANIFEST_KEY, RunDirectory, RunKeys
-from uploader.manifest import Manifest, ManifestFile
+from uploader.manifest import Manifest
+from uploader.manifest_file import ManifestFile
 from uploader.retention import Retention
 from uploader.run import RunFile
 from uploader.service import RunService

@@ -11,7 +11,8 @@ from uploader.errors import CorruptError, NothingToResume
 from uploader.generation import Claim
 from uploader.layout import RunDirectory, RunKeys
 from uploader.location import Location
-from uploader.manifest import Entry, ManifestFile
+from uploader.manifest import Entry
+from uploader.manifest_file import ManifestFile
 from uploader.multipart import PartBuffers
 from uploader.record import NodeRecord, decode
 from uploader.restore import check, read_commit_record, restore

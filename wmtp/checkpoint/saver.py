@@ -25,10 +25,11 @@ from uploader.files import disk_errors
 from uploader.layout import RunDirectory
 from uploader.record import Metrics, NodeRecord
 from wmtp.checkpoint.collect import Collector
+from wmtp.checkpoint.disk import Disk, FileSource
 from wmtp.checkpoint.snapshot import Arena, Snapshot, specs_of
 from wmtp.checkpoint.state import Stateful, Tree, encode_tree
 from wmtp.checkpoint.workers import Worker
-from wmtp.checkpoint.writer import Description, Disk, FileSource, write_checkpoint
+from wmtp.checkpoint.writer import Description, write_checkpoint
 
 log = logging.getLogger("wmtp.checkpoint")
 

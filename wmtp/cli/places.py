@@ -15,7 +15,7 @@ from uploader.generation import Claim
 from uploader.host import is_run_directory
 from uploader.layout import MANIFEST_KEY, RunDirectory, RunKeys
 from uploader.location import Location
-from uploader.manifest import ManifestFile
+from uploader.manifest_file import ManifestFile
 from uploader.retry import RetryPolicy
 from uploader.run import RunFile, is_in_place
 from uploader.settings import StorageSettings

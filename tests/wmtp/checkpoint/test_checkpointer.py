@@ -21,7 +21,7 @@ from uploader.errors import (
     StartRefused,
     WmtpError,
 )
-from uploader.events import CheckpointSaved, RunFinished
+from uploader.events import CheckpointSaved, RunFinished, ShardSaved
 from uploader.files import is_locked
 from uploader.layout import RunDirectory
 from uploader.queue import EventQueue
@@ -29,9 +29,9 @@ from uploader.settings import UploadSettings
 from uploader.watch import LocalSteps, read_step
 from wmtp.checkpoint import checkpointer, session
 from wmtp.checkpoint.checkpointer import Checkpointer, Options
+from wmtp.checkpoint.disk import Answer, Disk, Operation, Write
 from wmtp.checkpoint.state import Tree
 from wmtp.checkpoint.uploader_process import Uploading
-from wmtp.checkpoint.writer import Answer, Disk, Operation, Write
 
 Example = Callable[..., tuple[nn.Module, Optimizer]]
 TIMEOUT_S = 60.0
@@ -139,7 +139,8 @@ class Loop:
         self.optimizer.zero_grad()
 
     def events(self) -> list[Any]:
-        return EventQueue(self.directory.events(0)).receive()
+        events = EventQueue(self.directory.events(0)).receive()
+        return [event for event in events if not isinstance(event, ShardSaved)]
 
     def steps(self) -> list[int]:
         return [one.step for one in LocalSteps(self.directory).scan()[0]]

@@ -10,7 +10,7 @@ from uploader.errors import CorruptError, NothingToResume, StartRefused
 from uploader.generation import Claim
 from uploader.layout import RunDirectory, RunKeys
 from uploader.location import Location
-from uploader.manifest import ManifestFile
+from uploader.manifest_file import ManifestFile
 from uploader.record import NodeRecord
 from uploader.run import RunFile
 from uploader.store.local import LocalStore

@@ -25,7 +25,8 @@ from uploader.errors import (
 from uploader.generation import Claim
 from uploader.layout import RunDirectory, RunKeys
 from uploader.location import Location
-from uploader.manifest import Entry, Manifest, ManifestFile
+from uploader.manifest import Entry, Manifest
+from uploader.manifest_file import ManifestFile
 from uploader.record import NodeRecord
 from uploader.retry import RetryPolicy
 from uploader.run import RunFile

@@ -22,9 +22,9 @@ from uploader.layout import RunDirectory
 from uploader.queue import EventQueue
 from uploader.record import FileRecord, NodeRecord, RankRecord
 from uploader.watch import LocalSteps
+from wmtp.checkpoint import disk as disk_module
 from wmtp.checkpoint import writer
-from wmtp.checkpoint.session import trainer_lock
-from wmtp.checkpoint.writer import (
+from wmtp.checkpoint.disk import (
     Announce,
     Answer,
     Clear,
@@ -37,8 +37,9 @@ from wmtp.checkpoint.writer import (
     SyncDirectory,
     Trash,
     Write,
-    write_checkpoint,
 )
+from wmtp.checkpoint.session import trainer_lock
+from wmtp.checkpoint.writer import write_checkpoint
 
 FILES = {"model": b"m" * 100, "state": b"{}"}
 
@@ -133,7 +134,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         flags.append(flag)
         return real(path, flag, mode)
 
-    monkeypatch.setattr(writer.os, "open", spy)
+    monkeypatch.setattr(disk_module.os, "open", spy)
     return flags
 
 
@@ -150,9 +151,9 @@ def test_direct_and_buffered_writes_leave_equal_files(
     tmp_path: Path, size_bytes: int, opened: list[int]
 ) -> None:
     data, padded = page_aligned(size_bytes)
-    direct = writer.write_file(tmp_path / "one.bin", FileSource("", data, padded))
+    direct = disk_module.write_file(tmp_path / "one.bin", FileSource("", data, padded))
     assert bool(opened.pop() & os.O_DIRECT) == (size_bytes >= BLOCK_SIZE_BYTES)
-    buffered = writer.write_file(tmp_path / "two.bin", FileSource("", data))
+    buffered = disk_module.write_file(tmp_path / "two.bin", FileSource("", data))
     assert not opened.pop() & os.O_DIRECT
     assert (tmp_path / "one.bin").read_bytes() == (tmp_path / "two.bin").read_bytes() == data
     assert direct == FileRecord.of_bytes("one.bin", data)
@@ -169,9 +170,9 @@ def test_a_file_system_without_direct_writes_gets_plain_ones(
             raise OSError(errno.EINVAL, "no O_DIRECT", str(path))
         return real(path, flags, mode)
 
-    monkeypatch.setattr(writer.os, "open", refuse)
+    monkeypatch.setattr(disk_module.os, "open", refuse)
     data, padded = page_aligned(BLOCK_SIZE_BYTES + 1)
-    record = writer.write_file(tmp_path / "one.bin", FileSource("", data, padded))
+    record = disk_module.write_file(tmp_path / "one.bin", FileSource("", data, padded))
     assert record == FileRecord.of_bytes("one.bin", (tmp_path / "one.bin").read_bytes())
 
 
@@ -188,9 +189,9 @@ def test_a_direct_write_that_is_refused_goes_on_plainly(
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         return real(descriptor, data[:4096] if direct else data, at)
 
-    monkeypatch.setattr(writer.os, "pwrite", pwrite)
+    monkeypatch.setattr(disk_module.os, "pwrite", pwrite)
     data, padded = page_aligned(2 * BLOCK_SIZE_BYTES + 1)
-    record = writer.write_file(tmp_path / "one.bin", FileSource("", data, padded))
+    record = disk_module.write_file(tmp_path / "one.bin", FileSource("", data, padded))
     assert refused == [4096]
     assert record == FileRecord.of_bytes("one.bin", (tmp_path / "one.bin").read_bytes())
     assert record.size_bytes == len(data)
@@ -202,10 +203,10 @@ def test_what_is_refused_without_direct_writes_is_an_error(
     def refuse(*_: object) -> int:
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 
-    monkeypatch.setattr(writer.os, "pwrite", refuse)
+    monkeypatch.setattr(disk_module.os, "pwrite", refuse)
     data, padded = page_aligned(BLOCK_SIZE_BYTES)
     with pytest.raises(OSError, match="Invalid argument"):
-        writer.write_file(tmp_path / "one.bin", FileSource("", data, padded))
+        disk_module.write_file(tmp_path / "one.bin", FileSource("", data, padded))
 
 
 def test_a_file_system_that_cannot_reserve_space_is_written_all_the_same(
@@ -214,9 +215,9 @@ def test_a_file_system_that_cannot_reserve_space_is_written_all_the_same(
     def refuse(*_: object) -> None:
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
 
-    monkeypatch.setattr(writer.os, "posix_fallocate", refuse)
+    monkeypatch.setattr(disk_module.os, "posix_fallocate", refuse)
     data, padded = page_aligned(BLOCK_SIZE_BYTES)
-    record = writer.write_file(tmp_path / "one.bin", FileSource("", data, padded))
+    record = disk_module.write_file(tmp_path / "one.bin", FileSource("", data, padded))
     assert record == FileRecord.of_bytes("one.bin", (tmp_path / "one.bin").read_bytes())
 
 

@@ -14,11 +14,13 @@ from uploader import generation, manifest
 from uploader.commit import commit
 from uploader.generation import Branch, Claim, GenerationFile, Lineage, Owner
 from uploader.layout import RunDirectory, RunKeys
-from uploader.manifest import Entry, ManifestFile
+from uploader.manifest import Entry
+from uploader.manifest_file import ManifestFile
 from uploader.multipart import PartBuffers
 from uploader.store.base import ObjectStore
 from uploader.watch import LocalStep, read_step
-from wmtp.checkpoint.writer import Description, Disk, FileSource, write_checkpoint
+from wmtp.checkpoint.disk import Disk, FileSource
+from wmtp.checkpoint.writer import Description, write_checkpoint
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 OPTIMIZERS: dict[str, Callable[[Iterable[Any]], Optimizer]] = {

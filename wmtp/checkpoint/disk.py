@@ -1,0 +1,221 @@
+"""File operations as values, and the disk that performs them.
+
+The writer says what is to be done and in which order; in life this disk does it, in tests one that forgets
+what was not made durable.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+from uploader import checksum, files, queue
+from uploader.checksum import BLOCK_SIZE_BYTES
+from uploader.events import Event
+from uploader.record import FileRecord, NodeRecord
+
+
+@dataclass(frozen=True, slots=True)
+class FileSource:
+    """A file to write: its bytes in memory.
+
+    Attributes:
+        padded: the same bytes followed by padding to a whole page, for direct writes; None where there is
+            no such view.
+    """
+
+    name: str
+    data: memoryview
+    padded: memoryview | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Clear:
+    """Make an empty directory, in place of whatever is there."""
+
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """Write a new file durably; answered with its record, the checksum taken of the bytes in memory."""
+
+    path: Path
+    source: FileSource
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """Read a small file whole."""
+
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Remove:
+    """Remove a file."""
+
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class SyncDirectory:
+    """Make the names in a directory durable."""
+
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Trash:
+    """Rename a directory into the trash, if it is there."""
+
+    path: Path
+    trash: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Rename:
+    """Rename a directory."""
+
+    source: Path
+    target: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Announce:
+    """Append an event to the queue; a mere hint need not be durable."""
+
+    queue: Path
+    event: Event
+    durable: bool = True
+
+
+Operation: TypeAlias = Clear | Write | Read | Remove | SyncDirectory | Trash | Rename | Announce
+Answer: TypeAlias = FileRecord | bytes | None
+
+
+class Disk:
+    """Performs operations on the real file system.
+
+    Files of a block or more are written past the page cache (``O_DIRECT``) where the file system can: it
+    neither pushes the trainer's data out of memory nor stalls at the fsync.
+    """
+
+    def run(self, operations: Generator[Operation, Answer, NodeRecord]) -> NodeRecord:
+        """Perform operations to their end.
+
+        Raises:
+            DiskError: one failed; names the path and what to do.
+        """
+        answer: Answer = None
+        try:
+            while True:
+                operation = operations.send(answer)
+                answer = self.perform(operation)
+        except StopIteration as end:
+            record: NodeRecord = end.value
+            return record
+
+    def perform(self, operation: Operation) -> Answer:
+        """Perform one operation.
+
+        Raises:
+            DiskError: it failed.
+        """
+        match operation:
+            case Announce(path, event, durable):
+                with files.disk_errors("announcing to", path):
+                    queue.put(path, event, durable=durable)
+            case Rename(source, path):
+                with files.disk_errors("committing", path):
+                    os.rename(source, path)
+            case Write(path, source):
+                with files.disk_errors("writing", path):
+                    return write_file(path, source)
+            case Clear(path) | Read(path) | Remove(path) | SyncDirectory(path) | Trash(path):
+                with files.disk_errors("saving to", path):
+                    return _simple(operation)
+        return None
+
+
+def _simple(operation: Clear | Read | Remove | SyncDirectory | Trash) -> bytes | None:
+    match operation:
+        case Clear(path):
+            files.remove_tree(path)
+            files.make_directory(path)
+        case Read(path):
+            return path.read_bytes()
+        case Remove(path):
+            path.unlink()
+        case SyncDirectory(path):
+            files.fsync_directory(path)
+        case Trash(path, trash):
+            if path.exists():
+                files.remove_tree(files.move_to_trash(path, trash))
+    return None
+
+
+def write_file(path: Path, source: FileSource) -> FileRecord:
+    """Write a file durably and return its record; the space is reserved before the first byte.
+
+    Raises:
+        OSError: the disk is full, read-only or failing.
+    """
+    direct = source.padded is not None and len(source.data) >= BLOCK_SIZE_BYTES
+    descriptor = _create(path, direct=direct)
+    try:
+        body = source.padded if direct and source.padded is not None else source.data
+        if len(body) >= BLOCK_SIZE_BYTES:
+            _reserve(descriptor, len(body))
+        blocks = []
+        for at in range(0, len(source.data), BLOCK_SIZE_BYTES):
+            blocks.append(checksum.of_bytes(source.data[at : at + BLOCK_SIZE_BYTES]))
+            _write_all(descriptor, body[at : at + BLOCK_SIZE_BYTES], at)
+        if len(body) != len(source.data):
+            os.ftruncate(descriptor, len(source.data))
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    whole = checksum.combine(zip(blocks, checksum.block_sizes(len(source.data)), strict=True))
+    return FileRecord(path=path.name, size_bytes=len(source.data), crc64nvme=whole, blocks=blocks)
+
+
+_DIRECT = getattr(os, "O_DIRECT", 0)
+
+
+def _create(path: Path, *, direct: bool) -> int:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+    if direct:
+        with contextlib.suppress(OSError):  # tmpfs and some network file systems can't; if more is wrong,
+            return os.open(path, flags | _DIRECT, 0o600)  # opening without says so
+    return os.open(path, flags, 0o600)
+
+
+def _reserve(descriptor: int, size_bytes: int) -> None:
+    """Take the space at once, where the file system can: a full disk is known before the first byte."""
+    try:
+        os.posix_fallocate(descriptor, 0, size_bytes)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+            raise
+
+
+def _write_all(descriptor: int, data: memoryview, at: int) -> None:
+    written = 0
+    while written < len(data):
+        try:
+            written += os.pwrite(descriptor, data[written:], at + written)
+        except OSError as error:
+            if error.errno != errno.EINVAL or not _end_direct(descriptor):
+                raise
+
+
+def _end_direct(descriptor: int) -> bool:
+    """Go on through the page cache: after a short write the rest is not aligned. Whether it was direct."""
+    flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+    fcntl.fcntl(descriptor, fcntl.F_SETFL, flags & ~_DIRECT)
+    return bool(flags & _DIRECT)
