@@ -19,9 +19,10 @@ _HINTS = {
     errno.ENOSPC: "free some space, or point local_path at a larger disk",
     errno.EDQUOT: "the quota is used up: free some space, or point local_path elsewhere",
     errno.EROFS: "the file system is read-only: point local_path elsewhere",
-    errno.EACCES: "give this user write permission, or point local_path elsewhere",
-    errno.EPERM: "give this user write permission, or point local_path elsewhere",
+    errno.EACCES: "give this user permission, or point local_path elsewhere",
+    errno.EPERM: "give this user permission, or point local_path elsewhere",
     errno.ENOTDIR: "a part of the path is a file, not a directory",
+    errno.EEXIST: "a part of the path is a file, not a directory",
 }
 
 

@@ -2,9 +2,11 @@
 
 ``model.state_dict()`` walks every module in Python. Where a model's state is just its parameters and
 persistent buffers, the places that hold them are remembered instead and looked into again: a tensor that was
-replaced is found, and a module that was added, removed or replaced makes the walk happen again.
+replaced is found, and a module that was added, removed or replaced makes the walk happen again. So with
+optimizers: a place remembered is looked into, a state that came or went is found.
 """
 
+import operator
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -60,12 +62,90 @@ def _holders(module: nn.Module) -> Iterator[dict[str, Tensor | None]]:
     yield module._buffers
 
 
-class Collector:
-    """Collects what there is to save: tensors that are not yet copied, and the JSON tree of the rest.
+class OptimizerTensors:
+    """An optimizer's state by name, its parameters named as in the model.
 
-    Raises:
-        WmtpError: an optimizer has parameters that are not the model's.
+    Args:
+        prefix: in front of every name: ``optim.main``.
     """
+
+    def __init__(self, optimizer: Optimizer, prefix: str) -> None:
+        self._optimizer, self._prefix = optimizer, prefix
+        self._parameters: list[Tensor] = []
+        self._states: list[dict[str, Any]] = []
+        self._counts: list[int] = []
+        self._places: list[tuple[str, dict[str, Any], str]] = []
+        self._tree: Tree = {}
+
+    def _walk(self, names: Mapping[int, str], tensors: dict[str, Tensor]) -> None:
+        """Remember where every tensor is held, as in a model; other values are not remembered."""
+        state = self._optimizer.state
+        self._tree = {
+            names[id(parameter)]: {
+                key: _leaf(value, f"{self._prefix}.state.{names[id(parameter)]}.{key}", tensors)
+                for key, value in one.items()
+            }
+            for parameter, one in state.items()
+        }
+        plain = all(isinstance(value, Tensor) for one in state.values() for value in one.values())
+        self._parameters = list(state) if plain else []
+        self._states = list(state.values())
+        self._counts = [len(one) for one in self._states]
+        self._places = [
+            (f"{self._prefix}.state.{names[id(parameter)]}.{key}", one, key)
+            for parameter, one in state.items()
+            for key in one
+        ]
+
+    def _changed(self) -> bool:
+        state = self._optimizer.state
+        return (
+            len(state) != len(self._parameters)
+            or not all(map(operator.is_, state, self._parameters))
+            or not all(map(operator.is_, state.values(), self._states))
+            or list(map(len, self._states)) != self._counts
+        )
+
+    def collect(self, names: Mapping[int, str], tensors: dict[str, Tensor]) -> Tree:
+        """The tree; the tensors go to ``tensors``.
+
+        Args:
+            names: of the model's parameters, by their identity.
+
+        Raises:
+            WmtpError: the optimizer has parameters that are not the model's.
+        """
+        try:
+            groups = [
+                (group, [names[id(parameter)] for parameter in group["params"]])
+                for group in self._optimizer.param_groups
+            ]
+            if self._changed():
+                self._walk(names, tensors)
+            else:
+                tensors.update({name: one[key] for name, one, key in self._places})
+        except KeyError:
+            raise WmtpError(
+                "some of its parameters are not the model's",
+                subject="optimizer",
+                hint="give the checkpointer the module that holds all parameters being trained",
+            ) from None
+        return {
+            "state": self._tree,
+            "param_groups": [
+                self._settings_of(group, number, tensors) | {"params": parameters}
+                for number, (group, parameters) in enumerate(groups)
+            ],
+        }
+
+    def _settings_of(self, group: Mapping[str, Any], number: int, tensors: dict[str, Tensor]) -> Tree:
+        own = {key: value for key, value in group.items() if key != "params"}
+        tree: Tree = flatten(own, f"{self._prefix}.param_groups.{number}", tensors)
+        return tree
+
+
+class Collector:
+    """Collects what there is to save: tensors that are not yet copied, and the JSON tree of the rest."""
 
     def __init__(
         self,
@@ -74,30 +154,31 @@ class Collector:
         extra: Mapping[str, Stateful],
         about: Tree,
     ) -> None:
-        self._tensors, self._optimizers, self._extra, self._about = (
-            ModelTensors(model),
-            optimizers,
-            extra,
-            about,
-        )
+        self._model, self._extra, self._about = ModelTensors(model), extra, about
+        self._optimizers = {
+            name: OptimizerTensors(optimizer, f"optim.{name}") for name, optimizer in optimizers.items()
+        }
 
     @property
     def buffers(self) -> frozenset[str]:
         """The names of the model's buffers: a forward pass may change them."""
-        return self._tensors.buffers
+        return self._model.buffers
 
     def collect(self) -> tuple[Groups, Tree]:
-        """Everything as it is now; the tensors are those of the model and the optimizers themselves."""
+        """Everything as it is now; the tensors are those of the model and the optimizers themselves.
+
+        Raises:
+            WmtpError: an optimizer has parameters that are not the model's.
+        """
         groups: Groups = {"model": {}, "frozen": {}, "optim": {}, "extra": {}}
-        state = self._tensors.current()
+        state = self._model.current()
         tree: Tree = {"model": {}}
         for name, one in state.items():
             trained = isinstance(one, Tensor) and one.requires_grad
             tree["model"][name] = _leaf(one, name, groups["model" if trained else "frozen"])
         names = {id(one): name for name, one in state.items()}
         tree["optim"] = {
-            name: _optimizer_tree(optimizer, f"optim.{name}", names, groups["optim"])
-            for name, optimizer in self._optimizers.items()
+            name: optimizer.collect(names, groups["optim"]) for name, optimizer in self._optimizers.items()
         }
         tree["extra"] = {
             name: flatten(stateful.state_dict(), f"extra.{name}", groups["extra"])
@@ -113,25 +194,3 @@ def _leaf(value: object, name: str, tensors: dict[str, Tensor]) -> Any:
         tensors[name] = value
         return {"$tensor": name}
     return flatten(value, name, tensors)
-
-
-def _optimizer_tree(
-    optimizer: Optimizer, prefix: str, names: Mapping[int, str], tensors: dict[str, Tensor]
-) -> Tree:
-    """The optimizer's state with parameters by their names in the model, not by their numbers."""
-    try:
-        state = {
-            name: {key: _leaf(value, f"{prefix}.state.{name}.{key}", tensors) for key, value in one.items()}
-            for name, one in ((names[id(parameter)], one) for parameter, one in optimizer.state.items())
-        }
-        groups = [
-            {**group, "params": [names[id(parameter)] for parameter in group["params"]]}
-            for group in optimizer.param_groups
-        ]
-    except KeyError:
-        raise WmtpError(
-            "some of its parameters are not the model's",
-            subject="optimizer",
-            hint="give the checkpointer the module that holds all parameters being trained",
-        ) from None
-    return {"state": state, "param_groups": flatten(groups, f"{prefix}.param_groups", tensors)}

@@ -18,10 +18,9 @@ from typing import Self
 from torch import nn
 from torch.optim import Optimizer
 
-from uploader import layout, queue
+from uploader import files, layout, queue
 from uploader.errors import WmtpError
 from uploader.events import RunFinished
-from uploader.files import disk_errors
 from uploader.layout import RunDirectory
 from uploader.record import Metrics, NodeRecord
 from wmtp.checkpoint.collect import Collector
@@ -201,7 +200,7 @@ class Saver:
         if self.saved and self.saved[-1].error is not None:
             raise self.saved[-1].error
         path = self._directory.events(self._what.rank)
-        with disk_errors("announcing to", path):
+        with files.disk_errors("announcing to", path):
             queue.put(path, RunFinished(generation=self._what.generation, step=step, rank=self._what.rank))
 
     def close(self) -> None:
@@ -239,8 +238,17 @@ class Saver:
             if job.saved.error is not None:
                 self.last_step = job.last_step
                 log.error("%s was not saved: %s", name, job.saved.error)
+                self._clear(job)
             job.done.set()
             self._tell(job.saved)
+
+    def _clear(self, job: _Job) -> None:
+        """What a failed save left takes the room that the next one needs."""
+        temporary = self._directory.temporary(job.what.step, job.what.generation)
+        try:
+            files.remove_tree(temporary)
+        except OSError as error:
+            log.error("%s can't be removed: %s", temporary, error.strerror)
 
     def _tell(self, saved: Saved) -> None:
         """A listener's error must end neither the thread nor the saves to come."""

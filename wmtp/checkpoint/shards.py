@@ -13,6 +13,9 @@ import torch
 
 from uploader.errors import WmtpError
 
+AT_LEAST_FILES = 16
+SMALL_BYTES = 8 * 1024**2
+
 ALIGNMENT_BYTES = 64
 """Where the tensors begin in a file: torch's own alignment of an allocation."""
 
@@ -68,19 +71,24 @@ class Shard:
     size_bytes: int
 
 
+def shard_limit(total_bytes: int, shard_size_bytes: int) -> int:
+    """How large the files of a state may be: a large one is cut into 16 or more, so that uploads begin early.
+
+    None is cut smaller than 8 MiB for that.
+    """
+    return min(shard_size_bytes, max(-(-total_bytes // AT_LEAST_FILES), SMALL_BYTES))
+
+
 def plan_shards(
     specs: Iterable[TensorSpec],
     file_name: Callable[[int], str],
     shard_size_bytes: int,
     *,
     first: int = 1,
-    at_least: int = 16,
 ) -> list[Shard]:
     """Cut tensors into files that hold at most ``shard_size_bytes`` of them; a larger one has its own file.
 
-    A large state is cut into at least ``at_least`` files, so that uploads begin early; files stay above
-    8 MiB for that. Larger types come first, so that every tensor is aligned. The first file's number is
-    ``first``.
+    Larger types come first, so that every tensor is aligned. The first file's number is ``first``.
 
     Raises:
         WmtpError: safetensors has no word for a tensor's type.
@@ -91,12 +99,10 @@ def plan_shards(
             hint = f"it can be one of: {', '.join(sorted(str(one) for one in DTYPES))}"
             raise WmtpError(f"{spec.dtype} can't be saved", subject=f"tensor {spec.name!r}", hint=hint)
     ordered = sorted(specs, key=lambda spec: (-spec.dtype.itemsize, spec.name))
-    total = sum(spec.size_bytes for spec in ordered)
-    limit = min(shard_size_bytes, max(-(-total // at_least), 8 * 1024**2))
     groups: list[list[TensorSpec]] = []
     filled = 0
     for spec in ordered:
-        if not groups or filled + spec.size_bytes > limit:
+        if not groups or filled + spec.size_bytes > shard_size_bytes:
             groups.append([])
             filled = 0
         groups[-1].append(spec)

@@ -1,9 +1,9 @@
 """Copy the training state to host memory while the next step computes.
 
 ``capture`` runs on the training thread and takes at that instant everything that could change before the
-fence: small tensors and buffers. ``copy`` runs on the writer thread and takes the large parameters and
-optimizer states, which nothing changes before ``optimizer.step()``; the fence in front of that waits for it.
-So all of a snapshot is of one moment.
+fence: buffers and counters. ``copy`` runs on a thread of its own and takes parameters and optimizer states,
+which nothing changes before ``optimizer.step()``; the fence in front of that waits for it. So all of a
+snapshot is of one moment.
 
 The host memory is one anonymous mapping, laid out as the files will be: the writer writes it as it is.
 """
@@ -12,7 +12,7 @@ import mmap
 import operator
 import threading
 from collections import Counter
-from collections.abc import Set
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
@@ -24,12 +24,13 @@ from uploader import layout
 from uploader.errors import WmtpError
 from wmtp.checkpoint.collect import Groups
 from wmtp.checkpoint.copying import CopyPlan, pin
-from wmtp.checkpoint.shards import Shard, TensorSpec, plan_shards
+from wmtp.checkpoint.shards import Shard, TensorSpec, plan_shards, shard_limit
 
 IMMEDIATE_BYTES = 16 * 1024
-"""Tensors smaller than this are taken at once: together they take microseconds."""
+"""Extra tensors smaller than this are taken at once: they take microseconds."""
 
 PAGE_BYTES = 4096
+WARM_UP_BYTES = 64 * 1024**2
 
 Specs: TypeAlias = dict[str, list[TensorSpec]]
 
@@ -60,6 +61,7 @@ class Arena:
         self._memory = mmap.mmap(-1, max(at, PAGE_BYTES), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         if hasattr(mmap, "MADV_HUGEPAGE"):  # a five-hundredth of the page faults
             self._memory.madvise(mmap.MADV_HUGEPAGE)
+        pin(torch.frombuffer(self._memory, dtype=torch.uint8))
         self.views: dict[str, Tensor] = {}
         for shard, image in zip(shards, self.images, strict=True):
             self._memory[image.start : image.start + len(shard.header)] = shard.header
@@ -72,11 +74,17 @@ class Arena:
         raw = torch.frombuffer(self._memory, dtype=torch.uint8, count=spec.size_bytes, offset=position)
         return raw.view(spec.dtype).view(spec.shape)
 
-    def warm_up(self) -> None:
-        """Touch every page, so that the first copy is no slower than the rest; pin them for CUDA."""
+    def warm_up(self, stop: Callable[[], bool]) -> None:
+        """Touch every page, so that the first copy is no slower than the rest.
+
+        Args:
+            stop: asked now and then: a copy that has come meanwhile touches the pages itself.
+        """
         whole = torch.frombuffer(self._memory, dtype=torch.uint8)
-        whole[::PAGE_BYTES] |= 0
-        pin(whole)
+        for start in range(0, len(whole), WARM_UP_BYTES):
+            if stop():
+                return
+            whole[start : start + WARM_UP_BYTES : PAGE_BYTES] |= 0
 
     def bytes_of(self, image: FileImage, *, padded: bool = False) -> memoryview:
         """The file's bytes; ``padded`` to whole pages for direct writes."""
@@ -91,6 +99,7 @@ class Snapshot:
         self._rank, self._shard_size_bytes = rank, shard_size_bytes
         self._lock = threading.Lock()  # the writer thread may lay out what a first save needs
         self._specs: Specs | None = None
+        self._captured = False
         self._sources: list[Tensor] = []
         self._shapes: list[tuple[torch.Size, torch.dtype]] = []
         self._plan = CopyPlan([])
@@ -100,20 +109,22 @@ class Snapshot:
         """Lay out the arena for these tensors and touch it, unless it is laid out for them already."""
         with self._lock:
             self._lay_out(specs)
+            arena = self.arena
+        arena.warm_up(lambda: self._captured)
 
     def _lay_out(self, specs: Specs) -> None:
         if specs != self._specs:
             _check_names(specs)
             model = partial(layout.model_shard, self._rank)
             optim, extra = partial(layout.optim_shard, self._rank), partial(layout.extra_shard, self._rank)
-            limit = self._shard_size_bytes
+            total = sum(spec.size_bytes for wanted in specs.values() for spec in wanted)
+            limit = shard_limit(total, self._shard_size_bytes)
             # What is trained has files of its own, so that their checksums tell whether anything was.
             trained = plan_shards(specs["model"], model, limit)
             frozen = plan_shards(specs["frozen"], model, limit, first=len(trained) + 1)
             rest = plan_shards(specs["optim"], optim, limit) + plan_shards(specs["extra"], extra, limit)
             self.arena = Arena([*trained, *frozen, *rest], trained={shard.file_name for shard in trained})
             self._specs, self._shapes = specs, []  # what was planned was for the old arena
-            self.arena.warm_up()
 
     def capture(self, groups: Groups, buffers: frozenset[str]) -> Arena:
         """Take what may change before the fence now, and note the rest for ``copy``.
@@ -124,14 +135,15 @@ class Snapshot:
         Returns:
             Where all of it will lie, which need not be ``arena`` any more when that is laid out anew.
         """
+        self._captured = True
         sources = [one for tensors in groups.values() for one in tensors.values()]
         shapes = [(one.shape, one.dtype) for one in sources]  # assigning to ``.data`` keeps the object only
         with self._lock:
             if shapes != self._shapes or not all(map(operator.is_, sources, self._sources)):
                 self._lay_out(specs_of(groups))
                 self._plan = CopyPlan(
-                    (self.arena.views[name], one, one.nbytes < IMMEDIATE_BYTES or name in buffers)
-                    for tensors in groups.values()
+                    (self.arena.views[name], one, name in buffers or _is_counter(kind, one))
+                    for kind, tensors in groups.items()
                     for name, one in tensors.items()
                 )
                 self._sources, self._shapes = sources, shapes
@@ -146,6 +158,11 @@ class Snapshot:
     def copy(self) -> None:
         """Copy what ``capture`` left, and wait until all of it is in host memory."""
         self._plan.finish()
+
+
+def _is_counter(kind: str, tensor: Tensor) -> bool:
+    """Small state that is neither the model's nor an optimizer's: nobody knows when it changes."""
+    return kind == "extra" and tensor.nbytes < IMMEDIATE_BYTES
 
 
 def _check_names(specs: Specs) -> None:

@@ -41,6 +41,8 @@ def run_job(settings: Resolved, uploading: Uploading, *, again: str, verbose: bo
     logging.basicConfig(
         level=logging.INFO if verbose else logging.ERROR, format="%(levelname)s %(name)s: %(message)s"
     )
+    # What goes wrong with a checkpoint is told by this command, above the progress bar.
+    logging.getLogger("wmtp.checkpoint").setLevel(logging.INFO if verbose else logging.CRITICAL)
     with reachable(settings.storage, settings.dev_s3, settings.location.bucket) as (storage, inherited):
         return _Job(dataclasses.replace(settings, storage=storage), uploading, inherited, again).run()
 

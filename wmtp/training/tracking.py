@@ -8,13 +8,13 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TextIO, TypeAlias
 
-from uploader.errors import CorruptError, DiskError
+from uploader.errors import CorruptError
+from uploader.files import disk_errors
 
 if TYPE_CHECKING:
     import rich.progress
@@ -36,7 +36,7 @@ class MetricsLog:
 
     def __init__(self, path: Path, *, resume_step: int) -> None:
         self.path = path
-        with self._disk_errors():
+        with disk_errors("writing metrics to", self.path):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._cut(resume_step)
             self._file = path.open("a", encoding="utf-8")
@@ -45,15 +45,15 @@ class MetricsLog:
         """Append one line; a number that is not finite becomes null, for JSON has no other.
 
         Raises:
-            DiskError: the line can't be written.
+            DiskError: the line can't be written. It is kept, and written with a later one.
         """
         line = {"step": step} | {name: _finite(value) for name, value in metrics.items()}
-        with self._disk_errors():
+        with disk_errors("writing metrics to", self.path):
             self._file.write(json.dumps(line, allow_nan=False) + "\n")
             self._file.flush()
 
     def close(self) -> None:
-        with self._disk_errors():
+        with disk_errors("writing metrics to", self.path):
             self._file.close()
 
     def _cut(self, resume_step: int) -> None:
@@ -79,14 +79,6 @@ class MetricsLog:
                 subject=f"{self.path}:{number}",
                 hint="move the file away to begin a new one",
             ) from error
-
-    @contextmanager
-    def _disk_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise DiskError(reason, doing="writing metrics to", subject=str(self.path)) from error
 
 
 def _finite(value: Metric) -> Metric | list[float | None]:

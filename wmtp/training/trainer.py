@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from uploader.errors import DiskError
 from wmtp.checkpoint.checkpointer import Checkpointer
 from wmtp.data.dataset import Batch
 from wmtp.objectives.baseline import count_targets
@@ -54,14 +55,14 @@ class Trainer:
     ) -> None:
         self.settings, self.setup, self.position = settings, setup, position
         self.checkpointer, self.metrics, self.progress = checkpointer, metrics, progress
-        self._told = 0
+        self._told, self._metrics_error = 0, ""
         self._logged_s, self._logged_step = time.perf_counter(), position.step
 
     def train(self, stop: StopRequest) -> None:
         """Run the loop, and save the last step.
 
         Raises:
-            WmtpError: a snapshot failed, or metrics can't be written.
+            WmtpError: a snapshot failed.
         """
         position, setup = self.position, self.setup
         setup.model.train()
@@ -123,7 +124,7 @@ class Trainer:
         step = self.position.step
         heads = loss.heads.tolist()
         rate = self.setup.optimizer.param_groups[0]["lr"]
-        self.metrics.log(step, {"loss": sum(heads), "heads": heads, "lr": rate, "grad_norm": norm})
+        self._write_metrics(step, {"loss": sum(heads), "heads": heads, "lr": rate, "grad_norm": norm})
         self.progress.advance(step)
         if step % self.settings.config.log_interval == 0 or step == self.setup.max_steps:
             now_s = time.perf_counter()
@@ -132,6 +133,16 @@ class Trainer:
             shown: dict[str, Metric] = {"loss": sum(heads), "heads": heads, "lr": rate, "steps/s": per_s}
             self.progress.step(step, shown)
         self.tell()
+
+    def _write_metrics(self, step: int, metrics: dict[str, Metric]) -> None:
+        """A disk that is full must not end a training run: it is told once, and tried again each step."""
+        try:
+            self.metrics.log(step, metrics)
+            self._metrics_error = ""
+        except DiskError as error:
+            if str(error) != self._metrics_error:
+                self.progress.note(str(error))
+            self._metrics_error = str(error)
 
     def tell(self) -> None:
         """A line for each checkpoint that came further on its way since the last call."""

@@ -108,7 +108,7 @@ def test_the_lock_goes_when_clearing_fails(directory: RunDirectory, monkeypatch:
     open_before = len(os.listdir("/proc/self/fd"))
     with monkeypatch.context() as patched:
         patched.setattr(session.files, "remove_tree", refuse)
-        says = "Permission denied; give this user write permission"
+        says = "Permission denied; give this user permission"
         with pytest.raises(DiskError, match=says), trainer_lock(directory):
             pass
     assert len(os.listdir("/proc/self/fd")) == open_before

@@ -16,7 +16,7 @@ from toys import OPTIMIZERS, bits, make_net, train_step
 from uploader import layout
 from uploader.errors import WmtpError
 from wmtp.checkpoint.collect import Collector, Groups
-from wmtp.checkpoint.shards import DTYPES, TensorSpec, plan_shards
+from wmtp.checkpoint.shards import DTYPES, TensorSpec, plan_shards, shard_limit
 from wmtp.checkpoint.snapshot import Snapshot
 
 MIB = 1024**2
@@ -69,9 +69,10 @@ def test_the_order_of_the_tensors_changes_nothing() -> None:
 
 def test_a_large_state_is_cut_so_that_uploads_begin_early() -> None:
     specs = [TensorSpec(f"layer{number}", torch.float32, (MIB,)) for number in range(64)]  # 256 MiB
-    assert len(plan_shards(specs, file_name, 256 * MIB)) == 16
-    assert len(plan_shards(specs[:16], file_name, 256 * MIB)) == 8  # none below 8 MiB
-    assert len(plan_shards(specs[:2], file_name, 256 * MIB)) == 1
+    assert len(plan_shards(specs, file_name, shard_limit(256 * MIB, 256 * MIB))) == 16
+    assert len(plan_shards(specs[:16], file_name, shard_limit(64 * MIB, 256 * MIB))) == 8  # none below 8 MiB
+    assert len(plan_shards(specs[:2], file_name, shard_limit(8 * MIB, 256 * MIB))) == 1
+    assert shard_limit(2**40, 256 * MIB) == 256 * MIB
 
 
 def test_numbers_go_on_where_they_are_told_to() -> None:

@@ -73,7 +73,7 @@ def test_a_buffer_with_two_names_is_taken_at_once() -> None:
     assert copied["one.running_mean"] == copied["two.0.running_mean"]
 
 
-def test_large_parameters_wait_for_the_copy() -> None:
+def test_parameters_wait_for_the_copy() -> None:
     """The premise of the fence: without it a change after ``capture`` shows in the snapshot."""
     model, optimizer = wide()
     rig = Rig(model, optimizer)
@@ -83,7 +83,7 @@ def test_large_parameters_wait_for_the_copy() -> None:
         model.last.bias.add_(1)
     torn = rig.copied()
     assert torn["first.weight"] != expected["first.weight"]
-    assert torn["last.bias"] == expected["last.bias"]  # small enough for the training thread
+    assert torn["last.bias"] != expected["last.bias"]  # however small
 
 
 def test_snapshots_in_a_loop_are_each_of_their_moment() -> None:
