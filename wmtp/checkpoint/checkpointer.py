@@ -50,7 +50,8 @@ class Options:
 
     Attributes:
         shard_size_bytes: a rank's state is cut into files of at most this size.
-        nice, io_level: how far the writer thread stands back on the CPU (0 to 19) and at the disk (0 to 7).
+        nice: how far writer thread and uploader stand back for others on the CPU (0 to 19).
+        io_level: how far the writer thread stands back at the disk (0 to 7).
         durable_timeout_s: how long ``close`` waits for the last checkpoint to be durable.
         store_timeout_s: how long ``restore`` waits for the store to answer.
         inherited: descriptors that the uploader's process keeps open.
@@ -190,7 +191,9 @@ class Checkpointer:
             io_level=options.io_level,
         )
         self._stack.callback(self._saver.close)
-        self._uploader = UploaderProcess(self.directory, started.run.generation, inherited=options.inherited)
+        self._uploader = UploaderProcess(
+            self.directory, started.run.generation, nice=options.nice, inherited=options.inherited
+        )
         if options.uploading is not Uploading.NONE:
             self._uploader.ensure()
         return started.step

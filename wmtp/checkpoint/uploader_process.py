@@ -34,11 +34,15 @@ class UploaderProcess:
     """Starts the uploader of a run directory and tells how it is doing.
 
     Args:
+        nice: how far it stands back for others on the CPU (0 to 19).
         inherited: descriptors that the uploader keeps open as long as it lives.
     """
 
-    def __init__(self, directory: RunDirectory, generation: int, *, inherited: Sequence[int] = ()) -> None:
-        self._directory, self._generation, self._inherited = directory, generation, inherited
+    def __init__(
+        self, directory: RunDirectory, generation: int, *, nice: int = 10, inherited: Sequence[int] = ()
+    ) -> None:
+        self._directory, self._generation = directory, generation
+        self._nice, self._inherited = nice, inherited
         self._process: subprocess.Popen[bytes] | None = None
         self._seen: set[tuple[int, int]] = set()
         self._error: str | None = None
@@ -49,9 +53,10 @@ class UploaderProcess:
             return
         with files.disk_errors("starting the uploader of", self._directory.path):
             files.make_directory(self._directory.uploader_directory)
+            options = ["--watch", str(self._directory.path), "--nice", str(self._nice)]
             with open(self._directory.uploader_log, "ab") as log:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-m", "wmtp", "uploader", "--watch", str(self._directory.path)],
+                    [sys.executable, "-m", "wmtp", "uploader", *options],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,

@@ -1,6 +1,7 @@
 """``wmtp uploader``: push checkpoints of one run, or of all runs below a directory, to a store."""
 
 import logging
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,12 +34,16 @@ def uploader(
     ] = None,
     config: ConfigOption = None,
     once: Annotated[bool, typer.Option("--once", help="Upload what is there, then exit.")] = False,
+    nice: Annotated[
+        int, typer.Option(min=0, max=19, help="How far to stand back for others on the CPU.")
+    ] = 0,
 ) -> None:
     """Push committed checkpoints to their store, keep its manifest, prune.
 
     It ends when the run is finished, or its trainer is gone, and nothing is left to upload; of a parent of
     several runs it serves new ones as they come, until Ctrl-C. wmtp train starts one by itself.
     """
+    os.nice(nice)
     path = existing_directory(watch, "watching")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("uploader").setLevel(logging.INFO)

@@ -22,7 +22,7 @@ class CheckpointPaths(Section):
         keep_last: committed steps that retention keeps.
         save_final: whether the last step is saved whatever the interval.
         shard_size_bytes: a rank's state is cut into files of at most this size.
-        writer_nice: how far the thread that writes to the local disk stands back on the CPU (0 to 19).
+        background_nice: how far local writes and uploads stand back for others on the CPU (0 to 19).
         delete_grace_s: from a step's leaving the manifest to the deletion of its objects.
         durable_timeout_s: how long the end of training waits for its final checkpoint to be durable.
         store_timeout_s: how long the start of training waits for the store to answer.
@@ -34,7 +34,7 @@ class CheckpointPaths(Section):
     keep_last: KeepLast = 3
     save_final: bool = True
     shard_size_bytes: Count = 256 * 1024 * 1024
-    writer_nice: Annotated[int, Field(ge=0, le=19)] = 10
+    background_nice: Annotated[int, Field(ge=0, le=19)] = 10
     delete_grace_s: NotNegative = 0.0
     durable_timeout_s: Positive = 600.0
     store_timeout_s: Positive = 30.0

@@ -116,7 +116,7 @@ class _Job:
             upload=UploadSettings(delete_grace_s=paths.delete_grace_s),
             uploading=uploading,
             shard_size_bytes=paths.shard_size_bytes,
-            nice=paths.writer_nice,
+            nice=paths.background_nice,
             durable_timeout_s=paths.durable_timeout_s,
             store_timeout_s=paths.store_timeout_s,
             inherited=inherited,
