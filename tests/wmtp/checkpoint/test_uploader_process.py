@@ -140,7 +140,8 @@ def test_one_that_dies_again_and_again_is_given_up(rig: Rig, monkeypatch: pytest
     with pytest.raises(NotDurable, match="the uploader dies again and again") as caught:
         rig.wait(10)
     assert len(started) == uploader_process.RESTARTS
-    assert started[0] == [sys.executable, "-m", "wmtp", "uploader", "--watch", str(rig.directory.path)]
+    command = [sys.executable, "-m", "wmtp", "uploader", "--watch", str(rig.directory.path)]
+    assert started[0] == [*command, "--nice", "10"]
     assert_says_what_to_do(caught.value, rig.directory)
 
 
