@@ -67,6 +67,7 @@ def test_the_simulated_optimizer_changes_every_tensor_and_page() -> None:
         assert int((was != parameter).sum()) == -(-parameter.numel() // 1024)
 
 
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 def test_every_writer_writes(tmp_path: Path) -> None:
     state = local_write.prepare(TINY_GB, 500_000)
     ways = local_write.writers(state)
