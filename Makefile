@@ -9,7 +9,7 @@ STAMP  := $(VENV)/.installed
 # One thread an operator: runs are reproducible bit for bit, and a core is left to the uploader.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup train test test-slow lint format bench-stall bench-write clean
+.PHONY: help setup train test test-slow lint format bench-stall bench-write bench-growth clean
 
 help: ## Show what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-12s %s\n", $$1, $$2}'
@@ -41,11 +41,19 @@ format: setup ## Let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench-stall: setup ## How long checkpoints hold up the step, beside every peer (about two minutes)
+# The peers that the benchmarks measure beside.
+$(STAMP)-bench: $(STAMP)
+	$(PIP) -c constraints.txt -e '.[train,dev-s3,dev,bench]'
+	touch $@
+
+bench-stall: $(STAMP)-bench ## How long checkpoints hold up the step, beside every peer (about two minutes)
 	$(BIN)/python -m benchmarks.step_stall --short
 
-bench-write: setup ## The local write beside the raw disk and other writers
+bench-write: $(STAMP)-bench ## The local write beside the raw disk and other writers
 	$(BIN)/python -m benchmarks.local_write
+
+bench-growth: $(STAMP)-bench ## 1,000 checkpoints in one process: does anything grow?
+	$(BIN)/python -m benchmarks.growth
 
 clean: ## Remove what the tools left; keeps checkpoints and the environment
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
