@@ -78,7 +78,7 @@ class Loop:
         }
         return copy.deepcopy(state)
 
-    def end(self) -> None:
+    def assert_saved(self) -> None:
         """Every save holds what it should."""
         self.saver.fence()
         self.saver.close()
@@ -103,7 +103,7 @@ def test_an_optimizer_of_each_kind(directory: RunDirectory, name: str, visible: 
         train_step(model, optimizer, before=loop.saver.fence if visible else lambda: None)
         loop.save(step)
     train_step(model, optimizer)
-    loop.end()
+    loop.assert_saved()
 
 
 def test_gradient_accumulation(directory: RunDirectory) -> None:
@@ -117,7 +117,7 @@ def test_gradient_accumulation(directory: RunDirectory) -> None:
         optimizer.zero_grad()
         loop.save(step)
     train_step(model, optimizer)
-    loop.end()
+    loop.assert_saved()
 
 
 def test_several_optimizers_of_which_either_may_step_first(directory: RunDirectory) -> None:
@@ -129,7 +129,7 @@ def test_several_optimizers_of_which_either_may_step_first(directory: RunDirecto
         train_step(model, *([first, rest] if step % 2 else [rest, first]))
         loop.save(step)
     train_step(model, rest, first)
-    loop.end()
+    loop.assert_saved()
 
 
 def test_a_scaler_that_skips_a_step(directory: RunDirectory) -> None:
@@ -149,7 +149,7 @@ def test_a_scaler_that_skips_a_step(directory: RunDirectory) -> None:
         scales.append(scaler.get_scale())
     assert scales[2] < scales[1], "the third step was to be skipped"
     train_step(model, optimizer)
-    loop.end()
+    loop.assert_saved()
 
 
 def test_averaged_weights_and_a_schedule(directory: RunDirectory) -> None:
@@ -165,7 +165,7 @@ def test_averaged_weights_and_a_schedule(directory: RunDirectory) -> None:
         loop.save(step)
     train_step(model, optimizer)
     average.update_parameters(model)
-    loop.end()
+    loop.assert_saved()
 
 
 def test_without_the_fence_this_would_not_hold(directory: RunDirectory) -> None:
@@ -178,4 +178,4 @@ def test_without_the_fence_this_would_not_hold(directory: RunDirectory) -> None:
     with torch.no_grad():
         nn.init.zeros_(model.last.weight)
     with pytest.raises(AssertionError):
-        loop.end()
+        loop.assert_saved()
