@@ -56,8 +56,7 @@ class _Job:
         self.settings, self.again = settings, again
         self.setup = build(settings)
         self.position = Position()
-        optim = settings.recipe.optim.model_dump(mode="json")
-        self.about: dict[str, Any] = {**self.setup.about, "optim": optim}
+        self.about: dict[str, Any] = {**self.setup.about, "may_change": self._may_change()}
         self.options = self._options(uploading, inherited)
 
     def run(self) -> int:
@@ -129,8 +128,18 @@ class _Job:
     def _check(self, path: Path, was: Tree) -> None:
         """A checkpoint of another model, data or seed is refused; a changed schedule is told."""
         refuse_differences(was, self.about, path)
-        for name, before, now in differences(was.get("optim", {}), self.about["optim"]):
-            say(f"changed since the checkpoint: optim.{name} {before} -> {now}")
+        for name, before, now in differences(was.get("may_change", {}), self.about["may_change"]):
+            say(f"changed since the checkpoint: {name} {before} -> {now}")
+
+    def _may_change(self) -> dict[str, Any]:
+        """What a resumed run may do otherwise than before; kept in each checkpoint."""
+        optim = self.settings.recipe.optim.model_dump(mode="json")
+        return {
+            **{f"optim.{name}": value for name, value in optim.items()},
+            "max_steps": self.setup.max_steps,
+            "save_interval": self.settings.save_interval,
+            "keep_last": self.settings.keep_last,
+        }
 
     def _resume(self, checkpointer: Checkpointer) -> None:
         """Where ``--resume`` says; the settings' own betas and weight decay hold, not the checkpoint's."""
