@@ -139,11 +139,10 @@ class Checkpointer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            if error is None:
-                self.finish()
-        finally:
+        if error is None:
             self.close()
+        else:
+            self._release()
 
     def restore(self, what: str | Resume | None = "latest", *, fresh: bool = False) -> int:
         """Load a checkpoint, own the run from now on, and start the uploader.
@@ -274,5 +273,16 @@ class Checkpointer:
         )
 
     def close(self) -> None:
+        """Finish, then let go of the run directory; after an error in a ``with`` block only the latter.
+
+        Raises:
+            NotDurable, WmtpError: see ``finish``.
+        """
+        try:
+            self.finish()
+        finally:
+            self._release()
+
+    def _release(self) -> None:
         """End the writer after the save it may be at, and let go of the run directory."""
         self._stack.close()
