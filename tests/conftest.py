@@ -15,6 +15,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from hypothesis import settings
 
 from uploader.errors import SettingsError
 from uploader.location import Location
@@ -26,6 +27,10 @@ BUCKET = "tests"
 Place = tuple[Location, StorageSettings]
 
 _prefixes = itertools.count(1)
+
+
+settings.register_profile("deterministic", deadline=None, derandomize=True)
+settings.load_profile("deterministic")
 
 
 @pytest.fixture(scope="session")

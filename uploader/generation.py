@@ -62,11 +62,16 @@ class Lineage(Strict):
         return cls(branches=[Branch(generation=generation)])
 
     def is_live(self, step: int, generation: int) -> bool:
-        """Whether a step of a generation leads to now: no later branch left before it."""
+        """Whether a step of a generation leads to now: it comes after its branch's begin, and no later branch
+        left before it. So of one number there is one live step.
+        """
         numbers = [branch.generation for branch in self.branches]
         if generation not in numbers:
             return False
-        later = self.branches[numbers.index(generation) + 1 :]
+        at = numbers.index(generation)
+        after_step, later = self.branches[at].after_step, self.branches[at + 1 :]
+        if after_step is not None and step <= after_step:
+            return False  # up to there the step is that of an earlier branch
         return all(branch.after_step is not None and step <= branch.after_step for branch in later)
 
 

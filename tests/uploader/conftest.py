@@ -7,7 +7,7 @@ from hypothesis import settings
 
 from uploader.layout import RunDirectory
 
-settings.register_profile("uploader", deadline=None, max_examples=100)
+settings.register_profile("uploader", deadline=None, max_examples=100, derandomize=True)
 settings.load_profile("uploader")
 
 

@@ -75,12 +75,12 @@ def test_a_rewind_supersedes_and_a_rewind_of_it_brings_back() -> None:
 
 
 @pytest.mark.parametrize("order", [(1, 2), (2, 1)])
-def test_of_two_that_wrote_one_step_the_later_is_live(order: tuple[int, int]) -> None:
+def test_the_step_that_a_branch_began_with_is_that_of_the_branch_before(order: tuple[int, int]) -> None:
     index = Manifest(run="run")
     for number in order:
         index = manifest.committed(index, entry(2, number), SECOND)
-    assert index.live["step_2"].generation == 2
-    assert [*index.superseded] == ["step_2@g1"]
+    assert index.live["step_2"].generation == 1
+    assert [*index.superseded] == ["step_2@g2"]
 
 
 def test_the_latest_step_never_goes() -> None:
