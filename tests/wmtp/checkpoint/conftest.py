@@ -7,7 +7,7 @@ from hypothesis import settings
 
 from uploader.layout import RunDirectory
 
-settings.register_profile("checkpoint", deadline=None, max_examples=60)
+settings.register_profile("checkpoint", deadline=None, max_examples=60, derandomize=True)
 settings.load_profile("checkpoint")
 
 
