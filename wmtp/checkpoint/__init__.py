@@ -1,4 +1,4 @@
 """From the training state in memory to a committed ``step_N/`` on local disk, and back.
 
-Read: state, shards, snapshot, writer, checkpointer; then start, load.
+Read: checkpointer, saver, collect, snapshot, copying, shards, writer, disk; then session, resume, load.
 """

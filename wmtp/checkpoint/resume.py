@@ -1,7 +1,7 @@
 """Decide where a run goes on, take it over, and load: everything between ``--resume`` and the first step.
 
-Order: look, decide, take a generation, fetch and verify, load, and only then supersede and write
-``run.json``. A crash before that leaves a generation nobody used and nothing else changed.
+Order: look, decide, take a generation, fetch and verify, load, and only then write ``run.json`` and
+supersede. A crash before that leaves a generation nobody used and nothing else changed.
 """
 
 import logging
