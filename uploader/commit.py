@@ -8,8 +8,9 @@ from functools import partial
 
 from uploader import layout
 from uploader.errors import CorruptError, OwnershipError, PreconditionFailed
+from uploader.flow import Flow
 from uploader.layout import RunKeys
-from uploader.multipart import PartBuffers, Progress, is_stored, upload_file
+from uploader.multipart import Progress, is_stored, upload_file
 from uploader.record import CommitRecord, FileRecord
 from uploader.store.base import ObjectStore
 from uploader.tasks import side_by_side
@@ -17,7 +18,7 @@ from uploader.watch import LocalStep
 
 
 async def commit(
-    local: LocalStep, store: ObjectStore, keys: RunKeys, buffers: PartBuffers, progress: Progress
+    local: LocalStep, store: ObjectStore, keys: RunKeys, flow: Flow, progress: Progress
 ) -> CommitRecord | None:
     """Upload what this node wrote of a step and create its commit record.
 
@@ -32,12 +33,12 @@ async def commit(
     if keys.in_place:
         _check_in_place(local)
     else:
-        await _upload_files(local, store, prefix, buffers, progress)
+        await _upload_files(local, store, prefix, flow, progress)
     return await _create_commit_record(local, store, keys)
 
 
 async def _upload_files(
-    local: LocalStep, store: ObjectStore, prefix: str, buffers: PartBuffers, progress: Progress
+    local: LocalStep, store: ObjectStore, prefix: str, flow: Flow, progress: Progress
 ) -> None:
     """Files in parallel, the node record after all of them. What a former attempt stored stays."""
     async for stale in store.list_uploads(prefix):
@@ -49,7 +50,7 @@ async def _upload_files(
         if there.get(key) == file.size_bytes and await is_stored(store, key, file):
             progress(file.size_bytes)
         else:
-            await upload_file(store, key, local.path / file.path, file, buffers, progress)
+            await upload_file(store, key, local.path / file.path, file, flow, progress)
 
     await side_by_side(partial(upload, file) for file in local.record.files)
     await store.put(prefix + layout.node_record(local.record.node), local.encoded)

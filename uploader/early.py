@@ -11,8 +11,9 @@ from functools import partial
 from uploader import layout
 from uploader.errors import CorruptError
 from uploader.events import ShardSaved
+from uploader.flow import Flow
 from uploader.layout import RunDirectory, RunKeys
-from uploader.multipart import PartBuffers, upload_file
+from uploader.multipart import upload_file
 from uploader.store.base import ObjectStore
 from uploader.tasks import side_by_side
 
@@ -41,23 +42,23 @@ async def send(
     directory: RunDirectory,
     store: ObjectStore,
     keys: RunKeys,
-    buffers: PartBuffers,
+    flow: Flow,
 ) -> None:
     """Upload these files to where the commit will look for them.
 
     Raises:
         StoreError: the store refused.
     """
-    await side_by_side(partial(_send, one, directory, store, keys, buffers) for one in shards)
+    await side_by_side(partial(_send, one, directory, store, keys, flow) for one in shards)
 
 
 async def _send(
-    shard: ShardSaved, directory: RunDirectory, store: ObjectStore, keys: RunKeys, buffers: PartBuffers
+    shard: ShardSaved, directory: RunDirectory, store: ObjectStore, keys: RunKeys, flow: Flow
 ) -> None:
     path = directory.temporary(shard.step, shard.generation) / shard.file.path
     key = keys.step_prefix(shard.step, shard.generation) + shard.file.path
     try:
-        await upload_file(store, key, path, shard.file, buffers, lambda _: None)
+        await upload_file(store, key, path, shard.file, flow, lambda _: None)
     except CorruptError as error:
         # Renamed while it was opened, or given up by its writer. If it is really damaged, the commit says so.
         log.debug("no head start: %s", error)

@@ -2,19 +2,18 @@
 
 The checksum sent with every part is combined from the block checksums that the writer took as the bytes
 left memory. The store computes its own and refuses a difference, so an object that exists is the file
-that was written. Nothing is hashed here.
+that was written. Nothing is hashed here, and no part is held in memory: the store sends it from the file.
 """
 
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
 import anyio
 from anyio import to_thread
 
-from uploader import checksum
 from uploader.errors import (
     ChecksumMismatch,
     CorruptError,
@@ -24,42 +23,19 @@ from uploader.errors import (
     WmtpError,
 )
 from uploader.files import disk_errors
+from uploader.flow import Flow
 from uploader.parts import Part, plan
 from uploader.record import FileRecord
 from uploader.store.base import ObjectStore, PartInfo
+from uploader.store.body import FileSlice
+from uploader.store.body import crc64nvme as checksum_of
 from uploader.tasks import side_by_side
 
 Progress = Callable[[int], None]
 
 
-class PartBuffers:
-    """A fixed number of reused buffers: the bound on memory and on parts in flight, over all files."""
-
-    def __init__(self, part_size_bytes: int, count: int) -> None:
-        self.part_size_bytes = (
-            max(part_size_bytes // checksum.BLOCK_SIZE_BYTES, 1) * checksum.BLOCK_SIZE_BYTES
-        )
-        self._limiter = anyio.Semaphore(count)
-        self._free: list[bytearray] = []
-
-    @asynccontextmanager
-    async def take(self, size_bytes: int) -> AsyncIterator[memoryview]:
-        """A buffer of ``size_bytes``, waiting for one to come free.
-
-        A part may have to be larger than wanted (10,000 parts must do); its buffer then grows for good.
-        """
-        async with self._limiter:
-            buffer = self._free.pop() if self._free else bytearray(self.part_size_bytes)
-            if len(buffer) < size_bytes:
-                buffer = bytearray(size_bytes)
-            try:
-                yield memoryview(buffer)[:size_bytes]
-            finally:
-                self._free.append(buffer)
-
-
 async def upload_file(
-    store: ObjectStore, key: str, path: Path, record: FileRecord, buffers: PartBuffers, progress: Progress
+    store: ObjectStore, key: str, path: Path, record: FileRecord, flow: Flow, progress: Progress
 ) -> None:
     """Store the file of ``record`` under ``key``.
 
@@ -70,45 +46,43 @@ async def upload_file(
         CorruptError: the file is not what its record says; nothing was stored.
         StoreError: it could not be stored.
     """
-    parts = plan(record.size_bytes, record.blocks, buffers.part_size_bytes)
+    parts = plan(record.size_bytes, record.blocks, flow.part_size_bytes)
     with _reading(path):
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
+        whole = FileSlice(descriptor, 0, record.size_bytes, str(path))
         if len(parts) <= 1:
-            await _put(store, key, descriptor, path, record, buffers)
+            async with flow.slot():
+                await _send(whole, record.crc64nvme, partial(_put, store, key, record.crc64nvme))
             progress(record.size_bytes)
         else:
-            await _put_in_parts(store, key, descriptor, path, record, parts, buffers, progress)
+            await _put_in_parts(store, key, whole, record, parts, flow, progress)
     finally:
         os.close(descriptor)
 
 
-async def _put(
-    store: ObjectStore, key: str, descriptor: int, path: Path, record: FileRecord, buffers: PartBuffers
-) -> None:
-    whole = Part(1, 0, record.size_bytes, record.crc64nvme)
-    async with buffers.take(record.size_bytes) as body:
-        put = partial(store.put, key, body, crc64nvme=record.crc64nvme)
-        await _send(descriptor, path, whole, body, put)
+async def _put(store: ObjectStore, key: str, crc64nvme: str, body: FileSlice) -> str:
+    return await store.put(key, body, crc64nvme=crc64nvme)
 
 
 async def _put_in_parts(
     store: ObjectStore,
     key: str,
-    descriptor: int,
-    path: Path,
+    whole: FileSlice,
     record: FileRecord,
     parts: list[Part],
-    buffers: PartBuffers,
+    flow: Flow,
     progress: Progress,
 ) -> None:
     upload_id = await store.create_upload(key)
     done: dict[int, PartInfo] = {}
 
     async def send(part: Part) -> None:
-        async with buffers.take(part.size_bytes) as body:
-            upload = partial(store.upload_part, key, upload_id, part.number, body, part.crc64nvme)
-            etag = await _send(descriptor, path, part, body, upload)
+        async def put(body: FileSlice) -> str:
+            return await store.upload_part(key, upload_id, part.number, body, part.crc64nvme)
+
+        async with flow.slot():
+            etag = await _send(whole.part(part.start, part.size_bytes), part.crc64nvme, put)
         done[part.number] = PartInfo(part.number, part.size_bytes, etag, part.crc64nvme)
         progress(part.size_bytes)
 
@@ -142,33 +116,22 @@ async def is_stored(store: ObjectStore, key: str, record: FileRecord) -> bool:
     return info.size_bytes == record.size_bytes and info.crc64nvme == record.crc64nvme
 
 
-async def _send(
-    descriptor: int, path: Path, part: Part, body: memoryview, request: Callable[[], Awaitable[str]]
-) -> str:
-    """Read a part and send it; when the store says BadDigest, once more.
+async def _send(body: FileSlice, crc64nvme: str, request: Callable[[FileSlice], Awaitable[str]]) -> str:
+    """Send a part of a file; when the store says BadDigest, once more.
 
     Raises:
         CorruptError: the file is not what was written.
         ChecksumMismatch: the file is, but the store received something else, twice.
     """
-
-    async def read_and_request() -> str:
-        with _reading(path):
-            await to_thread.run_sync(_read_exactly, descriptor, part.start, body, str(path))
-        # The memory is the trainer's: what was read once is not kept in the page cache.
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(descriptor, part.start, part.size_bytes, os.POSIX_FADV_DONTNEED)
-        return await request()
-
     with suppress(ChecksumMismatch):
-        return await read_and_request()
+        return await request(body)
     try:
-        return await read_and_request()
+        return await request(body)
     except ChecksumMismatch:
-        if checksum.of_bytes(body) == part.crc64nvme:
+        if await to_thread.run_sync(checksum_of, body) == crc64nvme:
             raise
-        problem = f"bytes {part.start} to {part.start + part.size_bytes} are not those that were written"
-        raise CorruptError(problem, doing="uploading", subject=str(path)) from None
+        problem = f"bytes {body.start} to {body.start + len(body)} are not those that were written"
+        raise CorruptError(problem, doing="uploading", subject=body.name) from None
 
 
 @contextmanager
@@ -179,12 +142,3 @@ def _reading(path: Path) -> Iterator[None]:
             yield
     except DiskError as error:
         raise CorruptError(error.problem, doing="reading", subject=error.subject) from error
-
-
-def _read_exactly(descriptor: int, start: int, into: memoryview, name: str) -> None:
-    filled = 0
-    while filled < len(into):
-        count = os.preadv(descriptor, [into[filled:]], start + filled)
-        if count == 0:
-            raise CorruptError(f"it ends at byte {start + filled}", doing="reading", subject=name)
-        filled += count

@@ -12,9 +12,10 @@ from pathlib import Path
 from anyio import to_thread
 
 from uploader import checksum, files, layout
+from uploader.buffers import PartBuffers
 from uploader.errors import CorruptError, ObjectMissing
 from uploader.manifest import Entry
-from uploader.multipart import PartBuffers, Progress
+from uploader.multipart import Progress
 from uploader.parts import Part, plan
 from uploader.record import CommitRecord, FileRecord, decode
 from uploader.store.base import ObjectStore

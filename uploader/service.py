@@ -20,10 +20,10 @@ from uploader.commit import commit
 from uploader.errors import CorruptError, OwnershipError, WmtpError
 from uploader.events import Event, RunFinished, ShardSaved
 from uploader.files import is_locked
+from uploader.flow import Flow
 from uploader.layout import RunDirectory
 from uploader.manifest import Entry, Manifest
 from uploader.manifest_file import ManifestFile
-from uploader.multipart import PartBuffers
 from uploader.queue import EventQueue
 from uploader.retry import RetryPolicy
 from uploader.run import RunFile
@@ -75,7 +75,7 @@ class RunService:
         self._manifest = ManifestFile(self._store, run.run, self._keys)
         self._steps = LocalSteps(directory, node=run.node)
         self._queues = [EventQueue(directory.events(rank)) for rank in run.local_ranks]
-        self._buffers = PartBuffers(run.upload.part_size_bytes, run.upload.parts_in_flight)
+        self._flow = Flow(run.upload)
         self._upkeep = Upkeep(directory, self._store, self._manifest, self._keys, status, clocks.now)
         self._index = Manifest(run=run.run)
         self._failed: dict[str, CorruptError] = {}
@@ -185,7 +185,7 @@ class RunService:
         if shards and self._error is None and not self._keys.in_place:
             committed = {one.name for one in local}
             wanted = early.worth_sending(shards, self._directory, committed, self._run.generation)
-            await early.send(wanted, self._directory, self._store, self._keys, self._buffers)
+            await early.send(wanted, self._directory, self._store, self._keys, self._flow)
 
     async def _read_manifest(self) -> Manifest:
         """The manifest as this generation owns it; made from the records where it is missing."""
@@ -216,7 +216,7 @@ class RunService:
         began_s = self._clocks.monotonic()
         self._status.uploading(local.record)
         try:
-            record = await commit(local, self._store, self._keys, self._buffers, self._status.progressed)
+            record = await commit(local, self._store, self._keys, self._flow, self._status.progressed)
         except CorruptError as error:
             if self._is_there(local):
                 self._fail_step(local.name, error)

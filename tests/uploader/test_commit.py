@@ -22,9 +22,10 @@ from uploader import layout
 from uploader.checksum import BLOCK_SIZE_BYTES
 from uploader.commit import commit, create_once
 from uploader.errors import CorruptError, OwnershipError, StoreUnavailable
+from uploader.flow import Flow
 from uploader.layout import RunDirectory, RunKeys
-from uploader.multipart import PartBuffers
 from uploader.record import CommitRecord
+from uploader.settings import UploadSettings
 from uploader.store.base import ObjectStore
 from uploader.store.local import LocalStore
 from uploader.store.memory import Fault, MemoryStore, Operation
@@ -38,7 +39,7 @@ async def push(
     local: LocalStep, store: ObjectStore, *, in_place: bool = False, progress: Sequence[list[int]] = ()
 ) -> CommitRecord | None:
     done = progress[0] if progress else []
-    buffers = PartBuffers(BLOCK_SIZE_BYTES, 4)
+    buffers = Flow(UploadSettings(part_size_bytes=BLOCK_SIZE_BYTES, parts_in_flight=4))
     return await commit(local, store, RunKeys(in_place=in_place), buffers, done.append)
 
 

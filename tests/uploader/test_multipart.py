@@ -18,8 +18,10 @@ from uploader.errors import (
     UploadMissing,
     WmtpError,
 )
-from uploader.multipart import PartBuffers, upload_file
+from uploader.flow import Flow
+from uploader.multipart import upload_file
 from uploader.record import FileRecord
+from uploader.settings import UploadSettings
 from uploader.store.memory import Fault, MemoryStore, Operation
 from uploader.store.retrying import RetryingStore
 
@@ -47,13 +49,18 @@ def record(data: bytes = DATA) -> FileRecord:
     return FileRecord.of_bytes("model.safetensors", data)
 
 
+def make_flow() -> Flow:
+    """Two parts at once, each of one block."""
+    return Flow(UploadSettings(part_size_bytes=BLOCK_SIZE_BYTES, parts_in_flight=2))
+
+
 async def send(
-    store: MemoryStore | RetryingStore, path: Path, data: bytes = DATA, buffers: PartBuffers | None = None
+    store: MemoryStore | RetryingStore, path: Path, data: bytes = DATA, flow: Flow | None = None
 ) -> int:
     """Upload, and return the bytes of progress."""
     done: list[int] = []
-    buffers = buffers or PartBuffers(BLOCK_SIZE_BYTES, 2)
-    await upload_file(store, KEY, path, record(data), buffers, done.append)
+    flow = flow or make_flow()
+    await upload_file(store, KEY, path, record(data), flow, done.append)
     return sum(done)
 
 
@@ -87,13 +94,11 @@ async def test_no_more_parts_in_memory_than_said(path: Path) -> None:
             finally:
                 self.now -= 1
 
-    store, buffers = Counting(), PartBuffers(BLOCK_SIZE_BYTES + 17, 2)
-    assert buffers.part_size_bytes == BLOCK_SIZE_BYTES
+    store, flow = Counting(), make_flow()
     async with anyio.create_task_group() as group:
         for _ in range(3):
-            group.start_soon(send, store, path, DATA, buffers)
+            group.start_soon(send, store, path, DATA, flow)
     assert store.most == 2
-    assert len(buffers._free) == 2
 
 
 @pytest.mark.parametrize("at", [0, BLOCK_SIZE_BYTES + 3, len(DATA) - 1])

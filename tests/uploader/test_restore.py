@@ -7,14 +7,16 @@ import pytest
 from steps import IN_PARTS, make_step, node_record
 
 from uploader import files, layout
+from uploader.buffers import PartBuffers
 from uploader.checksum import BLOCK_SIZE_BYTES
 from uploader.commit import commit
 from uploader.errors import CorruptError, DiskError
+from uploader.flow import Flow
 from uploader.layout import RunDirectory, RunKeys
 from uploader.manifest import Entry
-from uploader.multipart import PartBuffers
 from uploader.record import CommitRecord
 from uploader.restore import check, check_stored, damage, read_commit_record, restore
+from uploader.settings import UploadSettings
 from uploader.store.memory import MemoryStore, Operation
 from uploader.watch import LocalSteps, read_step
 
@@ -40,8 +42,8 @@ class Place:
 
     async def filled(self) -> "Place":
         local = make_step(self.source, 7, files=IN_PARTS)
-        buffers = PartBuffers(BLOCK_SIZE_BYTES, 2)
-        record = await commit(local, self.store, RunKeys(), buffers, lambda _: None)
+        flow = Flow(UploadSettings(part_size_bytes=BLOCK_SIZE_BYTES, parts_in_flight=2))
+        record = await commit(local, self.store, RunKeys(), flow, lambda _: None)
         assert record is not None
         self.record, self.entry = record, Entry.of(record, RunKeys())
         return self

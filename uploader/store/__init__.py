@@ -5,9 +5,10 @@ from contextlib import asynccontextmanager
 
 from uploader.location import Location
 from uploader.settings import StorageSettings
-from uploader.store.base import Body, ObjectInfo, ObjectStore, PartInfo, UploadInfo
+from uploader.store.base import ObjectInfo, ObjectStore, PartInfo, UploadInfo
+from uploader.store.body import Body, FileSlice
 
-__all__ = ["Body", "ObjectInfo", "ObjectStore", "PartInfo", "UploadInfo", "open_store"]
+__all__ = ["Body", "FileSlice", "ObjectInfo", "ObjectStore", "PartInfo", "UploadInfo", "open_store"]
 
 
 @asynccontextmanager

@@ -6,9 +6,9 @@ Keys are relative to the store's root and never begin with a slash. All methods 
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
-Body: TypeAlias = bytes | memoryview
+from uploader.store.body import Body
 
 
 @dataclass(frozen=True, slots=True)

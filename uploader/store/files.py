@@ -13,7 +13,8 @@ from pathlib import Path
 
 from uploader import checksum
 from uploader.errors import DiskError, StoreUnavailable, WmtpError
-from uploader.store.base import Body, ObjectInfo
+from uploader.store.base import ObjectInfo
+from uploader.store.body import Body, pieces
 
 READ_BYTES = 8 * 1024 * 1024
 COPY_BYTES = 1024 * 1024 * 1024
@@ -43,10 +44,11 @@ def of_os_error(error: OSError, *, doing: str, subject: str) -> WmtpError:
 
 def write(path: Path, body: Body) -> None:
     """A new file of these bytes, fsynced; its name is not durable yet."""
-    rest = memoryview(body).cast("B")
     with open(path, "xb", buffering=0) as file:
-        while rest:
-            rest = rest[file.write(rest) :]
+        for piece in pieces(body):
+            rest = piece
+            while rest:
+                rest = rest[file.write(rest) :]
         os.fsync(file.fileno())
 
 

@@ -26,7 +26,9 @@ from uploader.errors import (
     UploadMissing,
 )
 from uploader.store import files
-from uploader.store.base import Body, ObjectInfo, PartInfo, UploadInfo
+from uploader.store.base import ObjectInfo, PartInfo, UploadInfo
+from uploader.store.body import Body
+from uploader.store.body import crc64nvme as body_checksum
 
 T = TypeVar("T")
 
@@ -273,7 +275,7 @@ class LocalStore:
             yield
 
     def _verified(self, body: Body, crc64nvme: str | None, key: str) -> str:
-        crc = checksum.of_bytes(body)
+        crc = body_checksum(body)
         if crc64nvme not in (None, crc):
             raise self._mismatch("the bytes received are not those of the checksum", key)
         return crc

@@ -22,7 +22,8 @@ from uploader.errors import (
     UploadMissing,
     WmtpError,
 )
-from uploader.store.base import Body, ObjectInfo, PartInfo, UploadInfo
+from uploader.store.base import ObjectInfo, PartInfo, UploadInfo
+from uploader.store.body import Body, pieces
 
 PAGE = 1000
 """Keys in one page of a listing and in one batch of deletions, as in S3."""
@@ -113,13 +114,13 @@ class MemoryStore:
     ) -> str:
         await anyio.lowlevel.checkpoint()
         with self._operation("put", key):
-            _verify(body, crc64nvme, key)
+            data = _verified(body, crc64nvme, key)
             stored = self._objects.get(key)
             if if_absent and stored:
                 raise PreconditionFailed("the object exists already", doing="creating", subject=key)
             if if_match is not None and (stored is None or stored[0].etag != if_match):
                 raise PreconditionFailed("the object has changed", doing="replacing", subject=key)
-            return self._keep(key, bytes(body))
+            return self._keep(key, data)
 
     async def list(self, prefix: str = "") -> AsyncIterator[ObjectInfo]:
         last = ""
@@ -152,9 +153,9 @@ class MemoryStore:
         await anyio.lowlevel.checkpoint()
         with self._operation("upload_part", key, number):
             upload = self._find_upload(key, upload_id)
-            _verify(body, crc64nvme, key)
-            info = PartInfo(number, len(body), crc64nvme, crc64nvme)
-            upload.parts[number] = info, bytes(body)
+            data = _verified(body, crc64nvme, key)
+            info = PartInfo(number, len(data), crc64nvme, crc64nvme)
+            upload.parts[number] = info, data
             return info.etag
 
     async def list_parts(self, key: str, upload_id: str) -> Sequence[PartInfo]:
@@ -226,8 +227,10 @@ class MemoryStore:
         return crc
 
 
-def _verify(body: Body, crc64nvme: str | None, key: str) -> None:
-    if crc64nvme is not None and checksum.of_bytes(body) != crc64nvme:
+def _verified(body: Body, crc64nvme: str | None, key: str) -> bytes:
+    data = b"".join(map(bytes, pieces(body)))
+    if crc64nvme is not None and checksum.of_bytes(data) != crc64nvme:
         raise ChecksumMismatch(
             "the bytes received are not those of the checksum", doing="storing", subject=key
         )
+    return data

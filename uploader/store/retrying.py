@@ -10,7 +10,8 @@ from typing import TypeVar
 
 from uploader.errors import WmtpError
 from uploader.retry import RetryPolicy, retrying
-from uploader.store.base import Body, ObjectInfo, ObjectStore, PartInfo, UploadInfo
+from uploader.store.base import ObjectInfo, ObjectStore, PartInfo, UploadInfo
+from uploader.store.body import Body
 
 T = TypeVar("T")
 OnRetry = Callable[[WmtpError, int, float], None]

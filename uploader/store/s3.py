@@ -7,8 +7,8 @@ and asked for with each answer, so that a payload is neither signed nor hashed a
 import base64
 import hashlib
 import ssl
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,20 +17,29 @@ import aioboto3
 from aiobotocore.config import AioConfig  # type: ignore[import-untyped]
 from aiobotocore.session import AioSession  # type: ignore[import-untyped]
 from botocore.exceptions import ClientError  # type: ignore[import-untyped]
+from botocore.httpsession import get_cert_path  # type: ignore[import-untyped]
+from botocore.utils import get_environ_proxies  # type: ignore[import-untyped]
 
-from uploader import checksum
 from uploader.errors import ChecksumMismatch, CorruptError, SettingsError, StoreError
 from uploader.location import Location
 from uploader.settings import StorageSettings
-from uploader.store.base import Body, ObjectInfo, PartInfo, UploadInfo
-from uploader.store.s3_body import Slices
+from uploader.store.base import ObjectInfo, PartInfo, UploadInfo
+from uploader.store.body import Body
+from uploader.store.body import crc64nvme as checksum_of
+from uploader.store.s3_body import RequestBody
 from uploader.store.s3_errors import answered, speaking
+from uploader.store.s3_wire import Pace, Received, Wire, into
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3 import S3Client
 
 DELETE_BATCH = 1000
 CONNECTIONS = 32
+
+
+def _at_once(size_bytes: int) -> float:
+    """No limit to the bandwidth."""
+    return 0.0
 
 
 class S3Store:
@@ -52,8 +61,13 @@ class S3Store:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, location: Location, storage: StorageSettings) -> AsyncIterator["S3Store"]:
+    async def open(
+        cls, location: Location, storage: StorageSettings, *, pace: Pace = _at_once
+    ) -> AsyncIterator["S3Store"]:
         """The store of ``location``, its connections open while the context lasts. Nothing is sent yet.
+
+        Args:
+            pace: how long to wait before so many bytes of a file are sent.
 
         Raises:
             SettingsError: the credentials file or the CA bundle can't be read.
@@ -62,7 +76,9 @@ class S3Store:
         _check_files(storage)
         async with AsyncExitStack() as stack:
             with speaking("connecting to", str(location)):
-                client = await stack.enter_async_context(_make_client(storage))
+                session = _make_session(storage)
+                client = await stack.enter_async_context(_make_client(session, storage))
+                _lay_wire(client, session, storage, pace, stack)
             yield cls(client, location, storage)
 
     @property
@@ -88,16 +104,13 @@ class S3Store:
     async def get_range(self, key: str, start: int, into: memoryview) -> None:
         if not len(into):
             return
-        name, end, filled = self._name(key), start + len(into), 0
-        with speaking("reading", name):
+        name, end = self._name(key), start + len(into)
+        with speaking("reading", name), _receiving(into):
             answer = await self._client.get_object(**self._at(key), Range=f"bytes={start}-{end - 1}")
             if answer["ContentLength"] > len(into):
                 answer["Body"].close()
                 raise StoreError("the store ignores ranges", doing="reading", subject=name)
-            async with answer["Body"] as stream:
-                async for chunk, _ in stream.content.iter_chunks():
-                    into[filled : filled + len(chunk)] = chunk
-                    filled += len(chunk)
+            filled = await _filled(answer["Body"], into)
         if filled < len(into):
             raise CorruptError(f"it ends {len(into) - filled} bytes early", doing="reading", subject=name)
 
@@ -125,8 +138,8 @@ class S3Store:
                 **self._at(key),
                 **self._sse,
                 **_given(IfNoneMatch="*" if if_absent else None, IfMatch=if_match),
-                Body=Slices(body),
-                ChecksumCRC64NVME=crc64nvme or checksum.of_bytes(body),
+                Body=RequestBody(body),
+                ChecksumCRC64NVME=crc64nvme or checksum_of(body),
             )
             return _bare(answer["ETag"])
 
@@ -169,7 +182,7 @@ class S3Store:
                 **self._at(key),
                 UploadId=upload_id,
                 PartNumber=number,
-                Body=Slices(body),
+                Body=RequestBody(body),
                 ChecksumCRC64NVME=crc64nvme,
             )
             return _bare(answer["ETag"])
@@ -256,11 +269,16 @@ class S3Store:
             self.answered_at = parsedate_to_datetime(date).timestamp()
 
 
-def _make_client(storage: StorageSettings) -> Any:
-    """An S3 client that repeats nothing, hashes nothing, and takes credentials from the AWS chain only."""
-    core = AioSession()
+def _make_session(storage: StorageSettings) -> AioSession:
+    """Settings and credentials of the AWS chain, and nothing else."""
+    session = AioSession()
     if storage.credentials_file:
-        core.set_config_variable("credentials_file", storage.credentials_file)
+        session.set_config_variable("credentials_file", storage.credentials_file)
+    return session
+
+
+def _make_client(session: AioSession, storage: StorageSettings) -> Any:
+    """An S3 client that repeats nothing and hashes nothing."""
     # A profile named outright outranks AWS_ACCESS_KEY_ID, as a file named outright must too.
     profile = storage.profile or ("default" if storage.credentials_file else None)
     config = AioConfig(
@@ -272,8 +290,49 @@ def _make_client(storage: StorageSettings) -> Any:
         connect_timeout=storage.connect_timeout_s,
         read_timeout=storage.read_timeout_s,
     )
-    session = aioboto3.Session(botocore_session=core, profile_name=profile, region_name=storage.region)
-    return session.client("s3", endpoint_url=storage.endpoint_url, verify=storage.ca_bundle, config=config)
+    made = aioboto3.Session(botocore_session=session, profile_name=profile, region_name=storage.region)
+    return made.client("s3", endpoint_url=storage.endpoint_url, verify=storage.ca_bundle, config=config)
+
+
+def _lay_wire(
+    client: Any, session: AioSession, storage: StorageSettings, pace: Pace, stack: AsyncExitStack
+) -> None:
+    """Let bulk bytes pass by aiohttp; behind a proxy, which only aiohttp knows how to pass, they don't."""
+    if get_environ_proxies(client.meta.endpoint_url):
+        return
+    authorities = get_cert_path(storage.ca_bundle or session.get_config_variable("ca_bundle") or True)
+    wire = Wire(
+        tls=ssl.create_default_context(cafile=authorities),
+        connect_timeout_s=storage.connect_timeout_s,
+        timeout_s=storage.read_timeout_s,
+        connections=CONNECTIONS,
+        pace=pace,
+    )
+    client.meta.events.register("before-send.s3", wire.send)
+    stack.callback(wire.close)
+
+
+@contextmanager
+def _receiving(target: memoryview) -> Iterator[None]:
+    """Have the wire put the answer's body into ``target``."""
+    token = into.set(target)
+    try:
+        yield
+    finally:
+        into.reset(token)
+
+
+async def _filled(body: Any, target: memoryview) -> int:
+    """How many bytes of an answer are in ``target``: the wire has put them there, or they are read now."""
+    received = body.__wrapped__
+    if isinstance(received, Received):
+        return received.filled_bytes
+    filled = 0
+    async with body as stream:
+        async for chunk, _ in stream.content.iter_chunks():
+            target[filled : filled + len(chunk)] = chunk
+            filled += len(chunk)
+    return filled
 
 
 def _check_files(storage: StorageSettings) -> None:

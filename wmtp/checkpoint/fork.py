@@ -7,13 +7,13 @@ from pathlib import Path
 from anyio import to_thread
 
 from uploader import files, layout
+from uploader.buffers import PartBuffers
 from uploader.errors import CorruptError, NothingToResume
 from uploader.generation import Claim
 from uploader.layout import RunDirectory, RunKeys
 from uploader.location import Location
 from uploader.manifest import Entry
 from uploader.manifest_file import ManifestFile
-from uploader.multipart import PartBuffers
 from uploader.record import NodeRecord, decode
 from uploader.restore import check, read_commit_record, restore
 from uploader.retry import RetryPolicy

@@ -13,13 +13,13 @@ from pathlib import Path
 from anyio import to_thread
 
 from uploader import files, generation, layout, manifest
+from uploader.buffers import PartBuffers
 from uploader.errors import CorruptError, NothingToResume, StartRefused
 from uploader.generation import Claim, GenerationFile, Lineage, Owner
 from uploader.layout import RunDirectory
 from uploader.location import Location
 from uploader.manifest import Entry, Manifest
 from uploader.manifest_file import ManifestFile
-from uploader.multipart import PartBuffers
 from uploader.restore import check, read_commit_record, restore
 from uploader.run import RunFile
 from uploader.store.base import ObjectStore

@@ -16,7 +16,7 @@ from uploader.errors import SettingsError, StoreDenied, StoreUnavailable
 from uploader.location import Location
 from uploader.settings import StorageSettings
 from uploader.store.s3 import DELETE_BATCH, S3Store
-from uploader.store.s3_body import SLICE_BYTES, Slices
+from uploader.store.s3_body import SLICE_BYTES, RequestBody
 
 pytestmark = pytest.mark.anyio
 
@@ -189,7 +189,7 @@ async def test_a_cancelled_part_leaves_no_task_behind(tmp_path: Path) -> None:
 @given(size_bytes=st.integers(0, 3 * SLICE_BYTES), at=st.integers(0, 3 * SLICE_BYTES))
 def test_a_body_is_what_the_memory_holds(size_bytes: int, at: int) -> None:
     data = bytes(index % 251 for index in range(size_bytes))
-    body = Slices(memoryview(data))
+    body = RequestBody(memoryview(data))
 
     async def sent() -> bytes:
         return b"".join([bytes(piece) async for piece in body])

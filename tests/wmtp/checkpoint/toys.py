@@ -12,11 +12,12 @@ from torch.optim import SGD, AdamW, Optimizer
 
 from uploader import generation, manifest
 from uploader.commit import commit
+from uploader.flow import Flow
 from uploader.generation import Branch, Claim, GenerationFile, Lineage, Owner
 from uploader.layout import RunDirectory, RunKeys
 from uploader.manifest import Entry
 from uploader.manifest_file import ManifestFile
-from uploader.multipart import PartBuffers
+from uploader.settings import UploadSettings
 from uploader.store.base import ObjectStore
 from uploader.watch import LocalStep, read_step
 from wmtp.checkpoint.disk import Disk, FileSource
@@ -119,8 +120,8 @@ async def upload(store: ObjectStore, owner: Claim, *steps: LocalStep, keys: RunK
     keys = keys or RunKeys()
     file = ManifestFile(store, steps[0].record.run, keys)
     for step in steps:
-        buffers = PartBuffers(8 * 1024**2, 2)
-        record = await commit(step, store, keys, buffers, lambda _: None)
+        flow = Flow(UploadSettings(part_size_bytes=8 * 1024**2, parts_in_flight=2))
+        record = await commit(step, store, keys, flow, lambda _: None)
         assert record is not None
         entry = Entry.of(record, keys)
         await file.update(lambda index, entry=entry: manifest.committed(index, entry, owner))  # type: ignore[misc]
