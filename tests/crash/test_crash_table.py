@@ -4,6 +4,7 @@ A death is simulated where it hurts: file operations stop after the one named, o
 store after the one named. The restart is a new trainer's takeover, a new uploader's round, or both.
 """
 
+import contextlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ from uploader.settings import UploadSettings
 from uploader.store.memory import Fault, MemoryStore, Operation
 from uploader.store.retrying import RetryingStore
 from uploader.watch import LocalSteps
-from wmtp.checkpoint.disk import Announce, Disk, FileSource, Rename, Write
+from wmtp.checkpoint.disk import Announce, Answer, Disk, FileSource, Rename, Write
 from wmtp.checkpoint.disk import Operation as FileOperation
 from wmtp.checkpoint.resume import Started, Takeover
 from wmtp.checkpoint.session import trainer_lock
@@ -77,16 +78,18 @@ class World:
             FileSource("model-rank00000-0001.safetensors", memoryview(BIG)),
             FileSource("state-rank00000.json", memoryview(b"{}")),
         ]
-        operations, disk = write_checkpoint(self.directory, sources, what), Disk()
-        answer = None
-        try:
-            while True:
-                operation = operations.send(answer)  # type: ignore[arg-type]
-                answer = disk.perform(operation)
+
+        class Dying(Disk):
+            files_at_once = 1
+
+            def perform(self, operation: FileOperation) -> Answer:
+                answer = super().perform(operation)
                 if dies_after(operation):
-                    return
-        except StopIteration:
-            return
+                    raise Died
+                return answer
+
+        with contextlib.suppress(Died):
+            Dying().run(write_checkpoint(self.directory, sources, what))
 
     def saved(self, step: int, started: Started) -> None:
         self.save(step, started, dies_after=lambda _: False)

@@ -9,14 +9,15 @@ import errno
 import fcntl
 import os
 from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from uploader import checksum, files, queue
 from uploader.checksum import BLOCK_SIZE_BYTES
 from uploader.events import Event
-from uploader.record import FileRecord, NodeRecord
+from uploader.record import FileRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,28 +98,58 @@ class Announce:
 Operation: TypeAlias = Clear | Write | Read | Remove | SyncDirectory | Trash | Rename | Announce
 Answer: TypeAlias = FileRecord | bytes | None
 
+T = TypeVar("T")
+Operations: TypeAlias = Generator["Operation | SideBySide", Any, T]
+"""Operations in their order, each answered, and what they end with."""
+
+
+@dataclass(frozen=True, slots=True)
+class SideBySide:
+    """Sequences of which several may go on at once; answered with what they end with, in their order."""
+
+    sequences: tuple[Operations[FileRecord], ...]
+
+
+FILES_AT_ONCE = 2
+"""While one file is checksummed or synced the disk writes another; more gain little and announce later."""
+
 
 class Disk:
     """Performs operations on the real file system.
 
     Files of a block or more are written past the page cache (``O_DIRECT``) where the file system can: it
     neither pushes the trainer's data out of memory nor stalls at the fsync.
+
+    Attributes:
+        files_at_once: how many sequences go on side by side.
     """
 
-    def run(self, operations: Generator[Operation, Answer, NodeRecord]) -> NodeRecord:
+    files_at_once = FILES_AT_ONCE
+
+    def run(self, operations: Operations[T]) -> T:
         """Perform operations to their end.
 
         Raises:
             DiskError: one failed; names the path and what to do.
         """
-        answer: Answer = None
+        answer: Answer | list[FileRecord] = None
         try:
             while True:
                 operation = operations.send(answer)
-                answer = self.perform(operation)
+                if isinstance(operation, SideBySide):
+                    answer = self._side_by_side(operation.sequences)
+                else:
+                    answer = self.perform(operation)
         except StopIteration as end:
-            record: NodeRecord = end.value
-            return record
+            result: T = end.value
+            return result
+
+    def _side_by_side(self, sequences: tuple[Operations[FileRecord], ...]) -> list[FileRecord]:
+        """The first failure ends those that have not begun. Threads inherit the priority of this one."""
+        if self.files_at_once == 1:
+            return [self.run(one) for one in sequences]
+        with ThreadPoolExecutor(self.files_at_once, thread_name_prefix="wmtp-writer") as pool:
+            return list(pool.map(self.run, sequences))
 
     def perform(self, operation: Operation) -> Answer:
         """Perform one operation.

@@ -5,9 +5,10 @@ directory; the event. A crash before the rename leaves ``step_N.gG.tmp``, which 
 checkpoint.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 
 from uploader import layout
 from uploader.events import CheckpointSaved, ShardSaved
@@ -15,13 +16,13 @@ from uploader.layout import RunDirectory
 from uploader.record import FileRecord, Metrics, NodeRecord, RankRecord
 from wmtp.checkpoint.disk import (
     Announce,
-    Answer,
     Clear,
     FileSource,
-    Operation,
+    Operations,
     Read,
     Remove,
     Rename,
+    SideBySide,
     SyncDirectory,
     Trash,
     Write,
@@ -46,8 +47,8 @@ class Description:
 
 
 def write_checkpoint(
-    directory: RunDirectory, sources: Sequence[FileSource], what: Description
-) -> Generator[Operation, Answer, NodeRecord]:
+    directory: RunDirectory, sources: Iterable[FileSource], what: Description
+) -> Operations[NodeRecord]:
     """The operations that write a checkpoint of a node with one rank, and the record they end with.
 
     Yields:
@@ -55,26 +56,29 @@ def write_checkpoint(
     """
     temporary = directory.temporary(what.step, what.generation)
     yield Clear(temporary)
-    written = []
-    for source in sources:
-        record = yield Write(temporary / source.name, source)
-        assert isinstance(record, FileRecord)  # noqa: S101
-        written.append(record)
-        if source.name.endswith(".safetensors"):
-            shard = ShardSaved(generation=what.generation, step=what.step, rank=what.rank, file=record)
-            yield Announce(directory.events(what.rank), shard, durable=False)
+    written = yield SideBySide(tuple(_write_file(directory, temporary, one, what) for one in sources))
     rank = _rank_record(what, written)
     yield Write(temporary / layout.rank_record(what.rank), _small(rank.encode()))
     return (yield from commit_node(directory, what))
 
 
-def commit_node(directory: RunDirectory, what: Description) -> Generator[Operation, Answer, NodeRecord]:
+def _write_file(
+    directory: RunDirectory, temporary: Path, source: FileSource, what: Description
+) -> Operations[FileRecord]:
+    """One file; a shard is announced as soon as it is durable, so that its upload can begin."""
+    record: FileRecord = yield Write(temporary / source.name, source)
+    if source.name.endswith(".safetensors"):
+        shard = ShardSaved(generation=what.generation, step=what.step, rank=what.rank, file=record)
+        yield Announce(directory.events(what.rank), shard, durable=False)
+    return record
+
+
+def commit_node(directory: RunDirectory, what: Description) -> Operations[NodeRecord]:
     """Commit a step whose ranks have all written their records: node record, rename, event."""
     temporary, target = directory.temporary(what.step, what.generation), directory.step(what.step)
     ranks = []
     for rank in what.local_ranks:
-        encoded = yield Read(temporary / layout.rank_record(rank))
-        assert isinstance(encoded, bytes)  # noqa: S101
+        encoded: bytes = yield Read(temporary / layout.rank_record(rank))
         ranks.append(RankRecord.model_validate_json(encoded))
     node = NodeRecord.merge(ranks, node=what.node, nodes=what.nodes)
     yield Write(temporary / layout.node_record(what.node), _small(node.encode()))

@@ -6,7 +6,7 @@ import itertools
 import mmap
 import os
 import subprocess
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -31,6 +31,7 @@ from wmtp.checkpoint.disk import (
     Disk,
     FileSource,
     Operation,
+    Operations,
     Read,
     Remove,
     Rename,
@@ -44,28 +45,34 @@ from wmtp.checkpoint.writer import write_checkpoint
 FILES = {"model": b"m" * 100, "state": b"{}"}
 
 
-def operations(
-    directory: RunDirectory, step: int = 7, number: int = 3
-) -> Generator[Operation, Answer, NodeRecord]:
+def operations(directory: RunDirectory, step: int = 7, number: int = 3) -> Operations[NodeRecord]:
     return write_checkpoint(directory, sources(**FILES), describe(step, number))
 
 
-def performed(steps: Generator[Operation, Answer, NodeRecord], disk: Disk) -> list[Operation]:
-    done: list[Operation] = []
-    answer: Answer = None
-    try:
-        while True:
-            done.append(steps.send(answer))
-            answer = disk.perform(done[-1])
-    except StopIteration:
-        return done
+class Noting(Disk):
+    """Performs one operation after the other, and remembers them."""
+
+    files_at_once = 1
+
+    def __init__(self) -> None:
+        self.performed: list[Operation] = []
+
+    def perform(self, operation: Operation) -> Answer:
+        self.performed.append(operation)
+        return super().perform(operation)
+
+
+def performed(steps: Operations[NodeRecord]) -> list[Operation]:
+    disk = Noting()
+    disk.run(steps)
+    return disk.performed
 
 
 def test_the_order_is_data_record_rename_event(directory: RunDirectory) -> None:
     temporary, target = directory.path / "step_7.g3.tmp", directory.path / "step_7"
     names = [
         (type(one).__name__, getattr(one, "path", None) or getattr(one, "source", None))
-        for one in performed(operations(directory), Disk())
+        for one in performed(operations(directory))
     ]
     assert names == [
         ("Clear", temporary),
@@ -336,6 +343,8 @@ class ModelDisk(Disk):
         within: a write that is stopped has begun.
     """
 
+    files_at_once = 1
+
     def __init__(self, root: Path, stop_at: int | None = None, *, within: bool = False) -> None:
         self.root, self.stop_at, self.within = root, stop_at, within
         self.top, self.count = Directory(), 0
@@ -456,18 +465,14 @@ def test_a_power_loss_leaves_the_whole_step_or_none(
 def test_the_model_disk_catches_a_forgotten_fsync(tmp_path: Path, forgotten: type, of: str) -> None:
     """The premise of the test above: without one of the fsyncs it would fail."""
 
-    def careless() -> Generator[Operation, Answer, NodeRecord]:
-        steps, answer = operations(RunDirectory(disk.root)), None
-        while True:
-            try:
-                operation = steps.send(answer)
-            except StopIteration as end:
-                return end.value  # type: ignore[no-any-return]
-            skip = isinstance(operation, forgotten) and operation.path.name == of
-            answer = None if skip else (yield operation)
+    class Careless(ModelDisk):
+        def perform(self, operation: Operation) -> Answer:
+            if isinstance(operation, forgotten) and operation.path.name == of:  # type: ignore[attr-defined]
+                return None
+            return super().perform(operation)
 
-    disk = ModelDisk(tmp_path / "run")
-    disk.run(careless())
+    disk = Careless(tmp_path / "run")
+    disk.run(operations(RunDirectory(disk.root)))
     outcomes = set()
     for seed in range(12):
         left = RunDirectory(tmp_path / f"left{seed}" / "run")
@@ -480,6 +485,8 @@ def test_the_model_disk_catches_a_forgotten_fsync(tmp_path: Path, forgotten: typ
 
 def test_a_real_disk_that_stops_anywhere_leaves_what_the_next_start_clears(tmp_path: Path) -> None:
     class Stops(Disk):
+        files_at_once = 1
+
         def perform(self, operation: Operation) -> Answer:
             if next(self.counter) == self.stop_at:
                 raise Stopped
