@@ -38,10 +38,12 @@ class Contender:
     Attributes:
         local_ms: for each save, from the call until it was complete on the local disk, where there is such a
             moment.
+        copy_ms: for each save, from the call to the end of the copy, where that goes on in the background.
     """
 
     context: Context
     local_ms: list[float] = field(default_factory=list)
+    copy_ms: list[float] = field(default_factory=list)
 
     def warm_up(self) -> None:
         """Prepare for the first save, where there is a call for it; the optimizer has its state."""
@@ -117,6 +119,7 @@ class Ours(Contender):
             assert saved[-1].error is None, saved[-1].error
             return False
         self.local_ms = [one.local_ms for one in saved if one.local_ms is not None]
+        self.copy_ms = [one.copy_ms for one in saved if one.copy_ms is not None]
         if not self.uploads or not saved:
             return True
         status = read_status(self._checkpointer.directory.status_file)

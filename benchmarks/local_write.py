@@ -13,7 +13,6 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -25,11 +24,10 @@ import torch
 from benchmarks import machine, report
 from benchmarks.step_stall import RESULTS
 from benchmarks.workload import build
-from uploader import files
 from uploader.checksum import BLOCK_SIZE_BYTES
 from uploader.layout import RunDirectory
 from wmtp.checkpoint.collect import Collector
-from wmtp.checkpoint.disk import Disk, FileSource, write_file
+from wmtp.checkpoint.disk import FILES_AT_ONCE, Disk, FileSource
 from wmtp.checkpoint.saver import SHARD_SIZE_BYTES
 from wmtp.checkpoint.snapshot import Snapshot
 from wmtp.checkpoint.writer import Description, write_checkpoint
@@ -80,8 +78,8 @@ def prepare(size_gb: float, shard_size_bytes: int) -> State:
 
 def writers(state: State) -> dict[str, Write]:
     """Every way to write, by name."""
-    ours: dict[str, Write] = {"ours": partial(write_ours, state)}
-    several = {f"ours, {count} files at once": partial(write_several, state, count) for count in (2, 4)}
+    ours: dict[str, Write] = {"ours": partial(write_ours, state, FILES_AT_ONCE)}
+    several = {f"ours, {count} at once": partial(write_ours, state, count) for count in (1, 4)}
     return {
         RAW: partial(write_raw, state.raw, os.O_DIRECT),
         "raw buffered": partial(write_raw, state.raw, 0),
@@ -106,17 +104,12 @@ def write_raw(data: memoryview, flags: int, directory: Path) -> None:
         os.close(descriptor)
 
 
-def write_ours(state: State, directory: Path) -> None:
+def write_ours(state: State, files_at_once: int, directory: Path) -> None:
     """A whole checkpoint of ours, as the saver's writer thread writes it: checksums, records and rename."""
     what = Description("bench", 1, 1, datetime.now(UTC), {}, {})
-    Disk().run(write_checkpoint(RunDirectory(directory), state.sources, what))
-
-
-def write_several(state: State, count: int, directory: Path) -> None:
-    """The same files by the same code, ``count`` at once: what a pool of writers would gain."""
-    with ThreadPoolExecutor(count) as pool:
-        list(pool.map(lambda source: write_file(directory / source.name, source), state.sources))
-    files.fsync_directory(directory)
+    disk = Disk()
+    disk.files_at_once = files_at_once
+    disk.run(write_checkpoint(RunDirectory(directory), state.sources, what))
 
 
 def write_safetensors(state: State, directory: Path) -> None:

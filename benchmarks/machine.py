@@ -2,9 +2,11 @@
 
 import os
 import platform
+import resource
 import shlex
 import sys
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -73,6 +75,36 @@ def _stat(pid: int) -> list[str]:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return []
+
+
+@dataclass(frozen=True)
+class ThreadTime:
+    """Where the calling thread's time has gone, in seconds, and its page faults (Linux).
+
+    Attributes:
+        queued_s: it could have run, but other threads had the cores.
+    """
+
+    user_s: float
+    system_s: float
+    queued_s: float
+    faults: int
+
+    @classmethod
+    def now(cls) -> "ThreadTime":
+        usage = resource.getrusage(resource.RUSAGE_THREAD)
+        _, queued_ns, _ = Path("/proc/thread-self/schedstat").read_text().split()
+        faults = usage.ru_minflt + usage.ru_majflt
+        return cls(usage.ru_utime, usage.ru_stime, int(queued_ns) / 1e9, faults)
+
+    def since(self, before: "ThreadTime") -> "ThreadTime":
+        """What came between the two."""
+        return ThreadTime(
+            self.user_s - before.user_s,
+            self.system_s - before.system_s,
+            self.queued_s - before.queued_s,
+            self.faults - before.faults,
+        )
 
 
 class PeakMemory:

@@ -52,6 +52,7 @@ def row(windows: Sequence[Window]) -> Row:
     with_save = [one * 1e3 for block in saves for one in block["steps_s"]]
     without = [one * 1e3 for block in plain for one in block["steps_s"]]
     local = [one for window in windows for one in window["local_ms"]]
+    copies = [one for window in windows for one in window["copy_ms"]]
     peaks = [window["peak_bytes"] for window in windows if window.get("peak_bytes")]
     uploaders = [window["uploader_bytes"] for window in windows if window.get("uploader_bytes")]
     return {
@@ -70,9 +71,26 @@ def row(windows: Sequence[Window]) -> Row:
         "plain_step_worst_ms": worst(without, STEPS_FOR_P99),
         "plain_step_p50_ms": statistics.median(without),
         "local_ms": statistics.median(local) if local else None,
+        "copy_ms": statistics.median(copies) if copies else None,
+        "slowest_step": _slowest(saves),
         "cpu_s": statistics.fmean(one for window in windows for one in cpu_s(window["blocks"])),
         "peak_bytes": max(peaks, default=None),
         "uploader_bytes": max(uploaders, default=None),
+    }
+
+
+def _slowest(blocks: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """The slowest step of some blocks, and where its thread's time went."""
+    step_s, time = max(
+        (pair for block in blocks for pair in zip(block["steps_s"], block["times"], strict=True)),
+        key=lambda pair: pair[0],
+    )
+    return {
+        "ms": step_s * 1e3,
+        "user_ms": time["user_s"] * 1e3,
+        "system_ms": time["system_s"] * 1e3,
+        "queued_ms": time["queued_s"] * 1e3,
+        "faults": time["faults"],
     }
 
 
@@ -99,12 +117,34 @@ def table(result: Sequence[Row]) -> str:
         "median": lambda one: f"{one['lost_median_ms']:,.1f}",
         "step p99 ms with save": lambda one: _number(one["step_worst_ms"]),
         "without": lambda one: _number(one["plain_step_worst_ms"]),
+        "copied after ms": lambda one: _number(one["copy_ms"]),
         "local after ms": lambda one: _number(one["local_ms"]),
         "extra memory / state": _memory,
         "CPU s": lambda one: f"{one['cpu_s']:.2f}",
     }
     cells = [list(columns), *([show(one) for show in columns.values()] for one in result)]
     return markdown(cells)
+
+
+def remarks(result: Sequence[Row]) -> list[str]:
+    """Where a contender's slowest step with a save spent its time; and, of each whose copy takes longer than
+    a step, what it blocked, beside what no overlap could hide.
+    """
+    slowest = [
+        f"{one['contender']}: the slowest step with a save: {step['ms']:,.0f} ms, of it "
+        f"{step['user_ms']:,.0f} computing, "
+        f"{step['system_ms']:,.0f} in the kernel ({step['faults']:,} page faults), "
+        f"{step['queued_ms']:,.0f} waiting for a core"
+        for one in result
+        for step in [one["slowest_step"]]
+    ]
+    return slowest + [
+        f"{one['contender']}: the copy takes {one['copy_ms']:.0f} ms, a step {one['plain_step_p50_ms']:.0f}, "
+        f"so {one['copy_ms'] - one['plain_step_p50_ms']:.0f} ms can't be hidden; "
+        f"it blocked {one['blocked_p50_ms']:.0f}"
+        for one in result
+        if one["copy_ms"] is not None and one["copy_ms"] > one["plain_step_p50_ms"]
+    ]
 
 
 def markdown(cells: Sequence[Sequence[str]]) -> str:

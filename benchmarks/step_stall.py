@@ -186,6 +186,7 @@ def show(plan: Plan, measured: dict[str, Any], about: dict[str, Any], output: Pa
     """Print the table, and write it with JSON and picture."""
     rows = report.rows(measured["windows"])
     lines = [f"## {plan.title}", "", report.table(rows), ""]
+    lines += report.remarks(rows)
     lines += [f"{name}: left out: {why}" for name, why in measured["failed"].items()]
     lines += ["null sink: {:.1f} GB received, {:.1f} CPU s".format(
         measured["sink"]["bytes_in"] / 1e9, measured["sink"]["cpu_s"])]  # fmt: skip

@@ -10,7 +10,7 @@ import os
 import sys
 import time
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +59,13 @@ class Block:
         steps_s: how long each step took; the first one contains the save.
         blocked_s: for how long the loop was in the contender's code.
         cpu_s: CPU seconds of the trainer and its descendants.
+        times: where the training thread's time went, step by step.
     """
 
     began_s: float
     saves: bool
     steps_s: list[float]
+    times: list[machine.ThreadTime] = field(default_factory=list)
     blocked_s: float = 0.0
     cpu_s: float = 0.0
 
@@ -94,7 +96,7 @@ class Loop:
             self.block(1, save=False)
 
     def _step(self, block: Block, *, save: bool) -> None:
-        began_s = time.perf_counter()
+        before, began_s = machine.ThreadTime.now(), time.perf_counter()
         if save:
             self._saved += 1
             self._contender.save(self._saved)
@@ -106,6 +108,7 @@ class Loop:
         self._workload.optimizer.step()
         self._workload.settle()
         block.steps_s.append(time.perf_counter() - began_s)
+        block.times.append(machine.ThreadTime.now().since(before))
 
 
 def run(order: Order) -> dict[str, Any]:
@@ -125,7 +128,7 @@ def run(order: Order) -> dict[str, Any]:
     for _ in range(order.saves):
         blocks.append(loop.block(order.steps, save=True))
         blocks.append(loop.block(len(blocks[-1].steps_s), save=False))
-    local_ms = contender.local_ms[1 : 1 + order.saves]
+    local_ms, copy_ms = contender.local_ms[1 : 1 + order.saves], contender.copy_ms[1 : 1 + order.saves]
     if order.memory:
         print(WATCH, flush=True)
         loop.block(order.steps, save=True)
@@ -136,6 +139,7 @@ def run(order: Order) -> dict[str, Any]:
         "first": asdict(first),
         "blocks": [asdict(one) for one in blocks],
         "local_ms": local_ms,
+        "copy_ms": copy_ms,
     }
 
 

@@ -10,7 +10,15 @@ from benchmarks import report
 
 
 def block(steps_s: list[float], *, saves: bool = False, blocked_s: float = 0.0, cpu_s: float = 0.0) -> Any:
-    return {"saves": saves, "steps_s": steps_s, "blocked_s": blocked_s, "cpu_s": cpu_s, "began_s": 0.0}
+    time = {"user_s": 0.01, "system_s": 0.002, "queued_s": 0.003, "faults": 7}
+    return {
+        "saves": saves,
+        "steps_s": steps_s,
+        "times": [time] * len(steps_s),
+        "blocked_s": blocked_s,
+        "cpu_s": cpu_s,
+        "began_s": 0.0,
+    }
 
 
 def window(name: str, blocks: list[Any], **more: Any) -> Any:
@@ -21,6 +29,7 @@ def window(name: str, blocks: list[Any], **more: Any) -> Any:
         "first": first,
         "blocks": blocks,
         "local_ms": [],
+        "copy_ms": [],
         **more,
     }
 
@@ -59,6 +68,15 @@ def test_the_table_says_max_where_there_are_too_few_saves_for_a_percentile() -> 
     few, many = report.rows([window("few", BLOCKS)]), report.rows([window("many", BLOCKS)] * 100)
     assert "blocked max ms" in report.table(few)
     assert "blocked p99 ms" in report.table(many)
+
+
+def test_the_remarks_say_where_the_slowest_step_went_and_what_no_overlap_hides() -> None:
+    slow, blocked = report.remarks(report.rows([window("one", BLOCKS, copy_ms=[150.0])]))
+    assert slow == (
+        "one: the slowest step with a save: 400 ms, of it 10 computing, 2 in the kernel (7 page faults), "
+        "3 waiting for a core"
+    )
+    assert blocked == "one: the copy takes 150 ms, a step 100, so 50 ms can't be hidden; it blocked 300"
 
 
 @given(st.lists(st.floats(0, 1e6), min_size=1), st.floats(0, 1))
