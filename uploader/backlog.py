@@ -1,10 +1,13 @@
 """What to upload next, what to skip, and what may go from the local disk. Pure.
 
-Newest first: it makes the newest step durable soonest. A step that retention would prune on arrival is
-skipped. Local data goes only once it, or a newer step of the same lineage, is committed remotely.
+An upload in flight is finished before another one starts; of those that wait the newest comes first, which
+makes it durable soonest. A step that retention would prune on arrival is skipped; where several nodes write,
+only once a newer one is committed: each may have seen other steps come, and a step of which one node skips
+its part never is committed. Local data goes only once it, or a newer step of the same lineage, is committed
+remotely.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Set
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -20,7 +23,7 @@ class Backlog:
     """The local steps, sorted by what to do with them.
 
     Attributes:
-        upload: to be committed remotely, newest first.
+        upload: to be committed remotely, in this order.
         skip: not worth uploading; they stay on disk until they may go.
         discard: may go from the local disk.
     """
@@ -38,47 +41,68 @@ def sort_out(
     *,
     now: datetime,
     failed: Collection[str] = (),
+    refused: Collection[str] = (),
+    in_flight: Collection[str] = (),
 ) -> Backlog:
-    """Decide for each local step.
+    """Decide for each local step. Steps are named ``step_N@gG``.
 
     Args:
         manifest: as the claim adopts it.
-        failed: names (``step_N@gG``) of steps whose files are corrupt: never uploaded, never the reason
+        refused: steps that the store did not take when last tried: to be tried again, but never the reason
+            to skip another.
+        in_flight: steps of which some was uploaded before.
+        failed: steps whose files are corrupt: never uploaded, never the reason
             to discard another, and kept for a person to look at until retention takes them.
     """
     steps = list(local)
     live = [one for one in steps if claim.is_live(one.step, one.generation)]
     durable_names = {entry.name for entry in manifest.live.values()}
     durable = [one for one in live if one.name in durable_names]
-    waiting = [one for one in live if one not in durable and one.name not in {*failed, *manifest.deleting}]
-    keep = steps_to_keep([*manifest.committed(), *map(_committed, waiting)], policy, now=now)
-    upload = [one for one in waiting if one.step in keep]
-    broken = [one for one in live if one.name in failed and one not in durable]
+    lost = {*durable_names, *failed, *manifest.deleting}
+    waiting = [one for one in live if one.name not in lost]
+    upload = _worth_uploading(waiting, manifest, policy, now, refused)
+    broken = [one for one in live if one.name in failed and one.name not in durable_names]
     kept = [*_kept(durable, durable, policy, now), *_kept(broken, durable + broken, policy, now), *upload]
-    discard = _discard(steps, kept, manifest, claim)
+    chosen = {one.name for one in upload}
     return Backlog(
-        upload=sorted(upload, key=lambda one: -one.step),
-        skip=[one for one in waiting if one.step not in keep],
-        discard=discard,
+        upload=sorted(upload, key=lambda one: (one.name not in in_flight, -one.step)),
+        skip=[one for one in waiting if one.name not in chosen],
+        discard=_discard(steps, {one.name for one in kept}, manifest, claim),
     )
+
+
+def _worth_uploading(
+    waiting: list[LocalStep], manifest: Manifest, policy: Retention, now: datetime, refused: Collection[str]
+) -> list[LocalStep]:
+    """Those that retention would keep, and those that other nodes may be about to complete."""
+    taken = [one for one in waiting if one.name not in refused]
+    keep = steps_to_keep([*manifest.committed(), *map(_committed, taken)], policy, now=now)
+    keep_of_all = steps_to_keep([*manifest.committed(), *map(_committed, waiting)], policy, now=now)
+    latest = -1 if manifest.latest is None else manifest.latest
+    return [
+        one
+        for one in waiting
+        if one.step in (keep_of_all if one.name in refused else keep)
+        or (one.record.nodes > 1 and one.step > latest)
+    ]
 
 
 def _discard(
     steps: list[LocalStep],
-    kept: list[LocalStep],
+    kept: Set[str],
     manifest: Manifest,
     claim: Claim,
 ) -> list[LocalStep]:
-    """Never a step that waits for its upload, and never one that no durable step is newer than."""
+    """Never a stranger's, never one that waits for its upload or that no durable step is newer than."""
     latest = manifest.live.get(layout.step_name(manifest.latest)) if manifest.latest is not None else None
     if latest is None:
         return []
     # A step that was left behind by a rewind goes when the new branch has something durable of its own.
     behind = [one for one in steps if not claim.is_live(one.step, one.generation)]
-    may_go = [one for one in steps if one not in behind and one.step < latest.step]
+    may_go = [one for one in steps if claim.is_live(one.step, one.generation) and one.step < latest.step]
     if latest.generation == claim.generation:
         may_go += behind
-    return [one for one in may_go if one not in kept]
+    return [one for one in may_go if one.is_ours and one.name not in kept]
 
 
 def _kept(

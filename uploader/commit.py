@@ -1,14 +1,19 @@
 """Commit one checkpoint: every file, then the node record, then the commit record, created once.
 
 A step exists remotely if and only if its commit record exists. A crash before that leaves objects that
-nothing names; the next attempt finds and keeps those that are whole.
+nothing names, and uploads that the journal names: the next attempt keeps what is whole and goes on with the
+rest.
 """
 
+from collections.abc import Set
 from functools import partial
+
+from anyio import to_thread
 
 from uploader import layout
 from uploader.errors import CorruptError, OwnershipError, PreconditionFailed
 from uploader.flow import Flow
+from uploader.journal import Journal
 from uploader.layout import RunKeys
 from uploader.multipart import Progress, is_stored, upload_file
 from uploader.record import CommitRecord, FileRecord
@@ -18,7 +23,7 @@ from uploader.watch import LocalStep
 
 
 async def commit(
-    local: LocalStep, store: ObjectStore, keys: RunKeys, flow: Flow, progress: Progress
+    local: LocalStep, store: ObjectStore, keys: RunKeys, flow: Flow, journal: Journal, progress: Progress
 ) -> CommitRecord | None:
     """Upload what this node wrote of a step and create its commit record.
 
@@ -26,23 +31,24 @@ async def commit(
         The commit record; None while other nodes' records are missing: the last one there creates it.
 
     Raises:
-        CorruptError: a local file is not what its record says; nothing was committed.
+        CorruptError: a local file is not what its record says, or no longer; nothing was committed.
         StoreError: a file could not be stored; nothing was committed.
     """
     prefix = keys.step_prefix(local.step, local.generation)
     if keys.in_place:
         _check_in_place(local)
     else:
-        await _upload_files(local, store, prefix, flow, progress)
+        await _upload_files(local, store, prefix, flow, journal, progress)
     return await _create_commit_record(local, store, keys)
 
 
 async def _upload_files(
-    local: LocalStep, store: ObjectStore, prefix: str, flow: Flow, progress: Progress
+    local: LocalStep, store: ObjectStore, prefix: str, flow: Flow, journal: Journal, progress: Progress
 ) -> None:
-    """Files in parallel, the node record after all of them. What a former attempt stored stays."""
-    async for stale in store.list_uploads(prefix):
-        await store.abort_upload(stale.key, stale.upload_id)
+    """Files in parallel, the node record after all of them. What a former attempt stored stays.
+
+    The record takes no slot: what is small never waits behind bulk.
+    """
     there = {info.key: info.size_bytes async for info in store.list(prefix)}
 
     async def upload(file: FileRecord) -> None:
@@ -50,10 +56,25 @@ async def _upload_files(
         if there.get(key) == file.size_bytes and await is_stored(store, key, file):
             progress(file.size_bytes)
         else:
-            await upload_file(store, key, local.path / file.path, file, flow, progress)
+            await upload_file(store, key, local.path / file.path, file, flow, journal, progress)
 
     await side_by_side(partial(upload, file) for file in local.record.files)
+    await to_thread.run_sync(local.check)
+    await _end_uploads({prefix + file.path for file in local.record.files}, store, prefix, journal)
     await store.put(prefix + layout.node_record(local.record.node), local.encoded)
+
+
+async def _end_uploads(mine: Set[str], store: ObjectStore, prefix: str, journal: Journal) -> None:
+    """All files are there, so an upload of one is debris: nobody heard of its begin, or wrote it down.
+
+    Other nodes' uploads are below this prefix, too.
+    """
+    async for debris in store.list_uploads(prefix):
+        if debris.key in mine:
+            await store.abort_upload(debris.key, debris.upload_id)
+    for upload in journal.all():
+        if upload.key in mine:
+            journal.forget(upload.key)
 
 
 def _check_in_place(local: LocalStep) -> None:

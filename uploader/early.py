@@ -1,21 +1,22 @@
 """A head start: upload files of a step while its later files are still being written.
 
-Nothing depends on it. The commit finds these objects by their checksums and sends what is missing; a step
-that is never committed leaves objects that nothing names, which the sweep of a later generation takes.
+Nothing depends on it. The commit finds these objects by their checksums, goes on with what was interrupted,
+and sends what is missing; a step that is never committed leaves objects that nothing names, which the sweep
+of a later generation takes.
 """
 
 import logging
-from collections.abc import Iterable
-from functools import partial
+from collections.abc import Callable, Iterable
 
 from uploader import layout
 from uploader.errors import CorruptError
 from uploader.events import ShardSaved
 from uploader.flow import Flow
+from uploader.journal import Journal
 from uploader.layout import RunDirectory, RunKeys
 from uploader.multipart import upload_file
 from uploader.store.base import ObjectStore
-from uploader.tasks import side_by_side
+from uploader.tasks import task_group
 
 log = logging.getLogger("uploader")
 
@@ -37,28 +38,48 @@ def worth_sending(
     ]
 
 
-async def send(
-    shards: Iterable[ShardSaved],
-    directory: RunDirectory,
-    store: ObjectStore,
-    keys: RunKeys,
-    flow: Flow,
-) -> None:
-    """Upload these files to where the commit will look for them.
+class HeadStart:
+    """Sends what is announced to where the commit will look for it, each file once."""
 
-    Raises:
-        StoreError: the store refused.
-    """
-    await side_by_side(partial(_send, one, directory, store, keys, flow) for one in shards)
+    def __init__(
+        self, directory: RunDirectory, store: ObjectStore, keys: RunKeys, flow: Flow, journal: Journal
+    ) -> None:
+        self._directory, self._store, self._keys = directory, store, keys
+        self._flow, self._journal = flow, journal
+        self._begun: set[str] = set()
 
+    async def send(self, announced: Callable[[], Iterable[ShardSaved]]) -> None:
+        """Upload what is announced, and what is while that goes on, until nothing is left to send.
 
-async def _send(
-    shard: ShardSaved, directory: RunDirectory, store: ObjectStore, keys: RunKeys, flow: Flow
-) -> None:
-    path = directory.temporary(shard.step, shard.generation) / shard.file.path
-    key = keys.step_prefix(shard.step, shard.generation) + shard.file.path
-    try:
-        await upload_file(store, key, path, shard.file, flow, lambda _: None)
-    except CorruptError as error:
-        # Renamed while it was opened, or given up by its writer. If it is really damaged, the commit says so.
-        log.debug("no head start: %s", error)
+        Args:
+            announced: the files to send, looked up anew whenever one has been sent.
+
+        Raises:
+            StoreError: the store refused.
+        """
+        self._begun &= {self._key(one) for one in announced()}
+        async with task_group() as group:
+
+            def begin() -> None:
+                for shard in announced():
+                    if self._key(shard) not in self._begun:
+                        self._begun.add(self._key(shard))
+                        group.start_soon(send, shard)
+
+            async def send(shard: ShardSaved) -> None:
+                await self._send(shard)
+                begin()
+
+            begin()
+
+    def _key(self, shard: ShardSaved) -> str:
+        return self._keys.step_prefix(shard.step, shard.generation) + shard.file.path
+
+    async def _send(self, shard: ShardSaved) -> None:
+        path = self._directory.temporary(shard.step, shard.generation) / shard.file.path
+        key = self._key(shard)
+        try:
+            await upload_file(self._store, key, path, shard.file, self._flow, self._journal, lambda _: None)
+        except CorruptError as error:
+            # Renamed while it was opened, or given up by its writer. If it is damaged, the commit says so.
+            log.debug("no head start: %s", error)

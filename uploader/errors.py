@@ -4,6 +4,7 @@
 anything. Everything else is shown to a person at once.
 """
 
+import re
 from typing import ClassVar
 
 
@@ -22,9 +23,17 @@ class WmtpError(Exception):
 
     def __init__(self, problem: str, *, doing: str = "", subject: str = "", hint: str = "") -> None:
         self.problem, self.doing, self.subject, self.hint = problem, doing, subject, hint
-        where = " ".join(word for word in (doing, subject) if word)
+        where = " ".join(word for word in (doing, _plain(subject)) if word)
         message = f"{where}: {problem}" if where else problem
-        super().__init__(f"{message}; {hint}" if hint else message)
+        super().__init__(_plain(f"{message}; {hint}" if hint else message, keep="\n"))
+
+
+def _plain(text: str, *, keep: str = "") -> str:
+    """What came from a file or a store moves no cursor, and begins no line of its own in a log."""
+    return _CONTROL.sub(lambda found: found[0] if found[0] in keep else repr(found[0])[1:-1], text)
+
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 class SettingsError(WmtpError):
@@ -38,9 +47,13 @@ class StoreError(WmtpError):
 
 
 class StoreUnavailable(StoreError):
-    """Timeouts, refused or broken connections, 5xx, SlowDown: trying again can succeed."""
+    """Refused or broken connections, 5xx: trying again can succeed."""
 
     heals = True
+
+
+class StoreBusy(StoreUnavailable):
+    """SlowDown, 503, 429, no answer in time: trying again can succeed, with fewer requests at once."""
 
 
 class StoreDenied(StoreError):

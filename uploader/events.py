@@ -8,6 +8,7 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field, TypeAdapter
 
+from uploader.bounds import Count, Generation, Rank
 from uploader.record import FileRecord
 from uploader.settings import Strict
 
@@ -16,9 +17,9 @@ class CheckpointSaved(Strict):
     """A step was committed locally; written after the rename is durable."""
 
     type: Literal["checkpoint_saved"] = "checkpoint_saved"
-    generation: int
-    step: int
-    rank: int = 0
+    generation: Generation
+    step: Count
+    rank: Rank = 0
 
 
 class ShardSaved(Strict):
@@ -28,9 +29,9 @@ class ShardSaved(Strict):
     """
 
     type: Literal["shard_saved"] = "shard_saved"
-    generation: int
-    step: int
-    rank: int = 0
+    generation: Generation
+    step: Count
+    rank: Rank = 0
     file: FileRecord
 
 
@@ -38,9 +39,9 @@ class RunFinished(Strict):
     """The trainer ended as planned after ``step``; nothing follows in this generation."""
 
     type: Literal["run_finished"] = "run_finished"
-    generation: int
-    step: int
-    rank: int = 0
+    generation: Generation
+    step: Count
+    rank: Rank = 0
 
 
 Event: TypeAlias = CheckpointSaved | ShardSaved | RunFinished

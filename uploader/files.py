@@ -1,7 +1,7 @@
 """Durable file operations: replace a file atomically, move to the trash, lock.
 
 Order is everything: bytes, then fsync of the file, then rename, then fsync of the directory. A crash in
-between leaves the old file and a ``.tmp`` that nobody reads.
+between leaves the old file and a ``.tmp`` that nobody reads. What is made here is for this user only.
 """
 
 import errno
@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from uploader.below import private
 from uploader.errors import DiskError
 
 _HINTS = {
@@ -23,6 +24,7 @@ _HINTS = {
     errno.EPERM: "give this user permission, or point local_path elsewhere",
     errno.ENOTDIR: "a part of the path is a file, not a directory",
     errno.EEXIST: "a part of the path is a file, not a directory",
+    errno.ELOOP: "a part of the path is a link where none belongs: remove it",
 }
 
 
@@ -56,7 +58,7 @@ def make_directory(path: Path) -> None:
 
 def write_durably(path: Path, data: bytes) -> None:
     """Write a new file and fsync it. Its name is durable only after ``fsync_directory``."""
-    with open(path, "wb") as file:
+    with open(path, "wb", opener=private) as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
@@ -81,10 +83,12 @@ def move_to_trash(path: Path, trash: Path) -> Path:
 
 
 def _move(path: Path, trash: Path) -> Path:
+    if trash.is_symlink():  # what it leads to is not ours to fill and to empty
+        trash.unlink()
     make_directory(trash)
     for number in range(1_000_000):
         target = trash / f"{path.name}.{number}"
-        if not target.exists():
+        if not os.path.lexists(target):
             os.rename(path, target)
             fsync_directory(path.parent)
             return target
@@ -92,16 +96,18 @@ def _move(path: Path, trash: Path) -> Path:
 
 
 def discard_unless_read(path: Path, trash: Path, *, meant: Callable[[], bool] = lambda: True) -> bool:
-    """Move a step's directory to the trash, unless a loader holds it; whether it went.
+    """Move a step's directory to the trash, unless a loader holds it; whether it went. A link stays.
 
     Args:
         meant: whether the directory is still the one that is meant. While it is asked nobody moves the
             directory away, and so nobody puts another in its place.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    except FileNotFoundError:
-        return False
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ELOOP, errno.ENOTDIR):
+            return False
+        raise
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         with _names_locked(path.parent):
@@ -154,17 +160,20 @@ def held_for_reading(path: Path) -> Iterator[None]:
 def empty_trash(trash: Path) -> None:
     """Delete what was moved there. A crash in the middle leaves the rest for the next time.
 
-    The trash itself stays, for somebody else may be moving something into it.
+    The trash itself stays, for somebody else may be moving something into it. No link is followed.
     """
-    for path in trash.iterdir() if trash.is_dir() else ():
+    for path in trash.iterdir() if trash.is_dir() and not trash.is_symlink() else ():
         remove_tree(path)
 
 
 def remove_tree(path: Path) -> None:
-    """Delete a directory and all below it, if it is there."""
-    while path.exists():
+    """Delete a directory and all below it, if it is there; of a link, the link."""
+    while os.path.lexists(path):
         with suppress(FileNotFoundError):  # somebody else deletes it too
-            shutil.rmtree(path)
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
 
 def lock(path: Path, *, shared: bool = False) -> int | None:

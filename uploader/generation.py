@@ -13,6 +13,7 @@ from typing import Annotated, Self
 from pydantic import AwareDatetime, Field
 
 from uploader import layout
+from uploader.bounds import Count, Generation
 from uploader.errors import OwnershipError, PreconditionFailed
 from uploader.record import decode
 from uploader.settings import SCHEMA_VERSION, Strict
@@ -44,8 +45,8 @@ def _user() -> str:
 class Branch(Strict):
     """One generation of a lineage: it goes on after ``after_step``; None for a fresh start."""
 
-    generation: Annotated[int, Field(ge=0)]
-    after_step: Annotated[int, Field(ge=0)] | None = None
+    generation: Generation
+    after_step: Count | None = None
 
 
 class Lineage(Strict):
@@ -78,7 +79,7 @@ class Lineage(Strict):
 class Claim(Strict):
     """Who owns a run: the generation, the lineage that leads to it, and the process that took it."""
 
-    generation: Annotated[int, Field(ge=0)] = 0
+    generation: Generation = 0
     lineage: Lineage = Lineage()
     owner: Owner | None = None
 

@@ -8,19 +8,23 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-import anyio
-
-from uploader import files, layout
+from uploader import files, layout, steptimes
 from uploader.errors import OwnershipError, SettingsError, WmtpError
+from uploader.flow import Flows
+from uploader.foreign import ForeignSteps
 from uploader.layout import RunDirectory
 from uploader.location import Location
-from uploader.run import RunFile
+from uploader.pacing import Trainer
+from uploader.patterns import is_temporary
+from uploader.retention import Retention
+from uploader.run import RunFile, is_in_place
 from uploader.service import POLL_S, Clocks, RunService
-from uploader.settings import StorageSettings
+from uploader.settings import StorageSettings, UploadSettings
+from uploader.sighting import checkpoints_in
 from uploader.status import Status, StatusFile
 from uploader.store import open_store
 from uploader.tasks import task_group
@@ -31,19 +35,51 @@ log = logging.getLogger("uploader")
 
 @dataclass(frozen=True)
 class Fallback:
-    """Where runs go whose trainer wrote no ``run.json``: below ``to``, by their directories' names."""
+    """Where runs go whose trainer wrote no ``run.json``: below ``to``, by their directories' names.
+
+    Nobody asked us to delete anything there: unless ``retention`` says so, all is kept.
+    """
 
     to: Location
     storage: StorageSettings
+    retention: Retention = field(default_factory=lambda: Retention(keep_last=None))
+    upload: UploadSettings = field(default_factory=UploadSettings)
 
     def run_file(self, path: Path) -> RunFile:
-        return RunFile(run=path.name, destination=str(self.to.join(path.name)), storage=self.storage)
+        """The run of a directory.
+
+        Raises:
+            SettingsError: it would be stored in itself, or its name can't be part of a key.
+        """
+        destination = self.to.join(path.name)
+        if is_in_place(destination, path) and any(checkpoints_in(path)):
+            problem = "its checkpoints would be stored among themselves"
+            raise SettingsError(problem, subject=str(path), hint="name another destination with --to")
+        if not layout.is_run_name(path.name):
+            problem = "the name of the directory can't be that of a run"
+            hint = "rename it: letters, digits, '.', '_' and '-', no '.' at the beginning"
+            raise SettingsError(problem, subject=str(path), hint=hint)
+        return RunFile(
+            run=path.name,
+            destination=str(destination),
+            storage=self.storage,
+            retention=self.retention,
+            upload=self.upload,
+        )
 
 
 async def serve_run(
-    path: Path, *, fallback: Fallback | None = None, once: bool = False, clocks: Clocks | None = None
+    path: Path,
+    *,
+    fallback: Fallback | None = None,
+    once: bool = False,
+    clocks: Clocks | None = None,
+    flows: Flows | None = None,
 ) -> None:
     """Serve one run directory until its run is over.
+
+    Args:
+        flows: what bounds the uploads of this process.
 
     Raises:
         OwnershipError: another uploader serves it, or a newer generation owns the run.
@@ -53,7 +89,9 @@ async def serve_run(
     directory = _absolute(path)
     while True:
         with _lock(directory) as is_ours:
-            served = await _serve_locked(directory, fallback, once, clocks or Clocks(), is_ours)
+            served = await _serve_locked(
+                directory, fallback, once, clocks or Clocks(), flows or Flows(), is_ours
+            )
         # A trainer that started while we were ending found our lock and counted on us.
         if once or RunFile.read(directory) in (None, served) or files.is_locked(directory.uploader_lock):
             return
@@ -69,6 +107,7 @@ async def _serve_locked(
     fallback: Fallback | None,
     once: bool,
     clocks: Clocks,
+    flows: Flows,
     is_ours: Callable[[], bool],
 ) -> RunFile:
     """One service for each setting that ``run.json`` names in turn; returns the run as last served."""
@@ -82,11 +121,15 @@ async def _serve_locked(
             updated_at=clocks.now(),
         )
         status = StatusFile(directory, clocks.now, first)
+        is_foreign = RunFile.read(directory) is None and not is_in_place(run.location, directory.path)
+        steps = ForeignSteps(directory, run, clocks.monotonic) if is_foreign else None
         log.info("%s to %s", directory.path, run.destination)
         try:
-            async with open_store(run.location, run.storage) as store:
-                service = RunService(directory, run, store, status, clocks, is_ours)
-                await (service.once() if once else service.serve())
+            flow = flows.to(run.location, run.storage, run.upload)
+            with flow.pacing(str(directory.path), _trainer(directory, run)):
+                async with open_store(run.location, run.storage, flow, status.knows) as store:
+                    service = RunService(directory, run, store, status, clocks, is_ours, steps, flow)
+                    await (service.once() if once else service.serve())
         except WmtpError as error:
             status.failed(error)
             raise
@@ -99,6 +142,12 @@ async def _serve_locked(
         run = changed
 
 
+def _trainer(directory: RunDirectory, run: RunFile) -> Trainer:
+    """Whom the uploads of a run stand back for."""
+    ranks = run.local_ranks if run.upload.pacing else []
+    return Trainer([steptimes.path_of(directory, rank) for rank in ranks])
+
+
 async def _find_run(directory: RunDirectory, fallback: Fallback | None, *, wait: bool) -> RunFile:
     """``run.json``, else the fallback, else wait for a trainer to write one."""
     run = RunFile.read(directory)
@@ -106,7 +155,7 @@ async def _find_run(directory: RunDirectory, fallback: Fallback | None, *, wait:
         return fallback.run_file(directory.path)
     if run is None and wait:
         log.info("%s: waiting for a trainer to write run.json", directory.path)
-        async for _ in changes(directory.path, stop=anyio.Event(), poll_s=POLL_S):
+        async for _ in changes(directory.path, poll_s=POLL_S):
             run = RunFile.read(directory)
             if run is not None:
                 return run
@@ -145,13 +194,17 @@ def _is_at(lock: int, path: Path) -> bool:
 
 
 def is_run_directory(path: Path) -> bool:
-    """Whether a directory is a run's, and not the parent of several."""
+    """Whether a directory is a run's, of a trainer of ours or another, and not the parent of several."""
     if (path / "run.json").exists() or (path / ".trainer.lock").exists():
         return True
-    return any(layout.parse_step(child.name) is not None for child in path.iterdir())
+    if any(layout.parse_step(child.name) is not None for child in path.iterdir()):
+        return True
+    return any(True for _ in checkpoints_in(path))
 
 
-async def serve_parent(path: Path, *, fallback: Fallback | None = None, once: bool = False) -> None:
+async def serve_parent(
+    path: Path, *, fallback: Fallback | None = None, once: bool = False, flows: Flows | None = None
+) -> None:
     """Serve every run directory below a parent, new ones as they come, until stopped.
 
     A run's failure is logged and ends the service of that run only, until something changes in it.
@@ -159,19 +212,20 @@ async def serve_parent(path: Path, *, fallback: Fallback | None = None, once: bo
     Raises:
         WmtpError: with ``once``: some of it could not be made durable.
     """
+    shared = flows or Flows()
     errors: list[WmtpError] = []
     looked_at: dict[Path, int | None] = {}
 
     async def serve(run: Path) -> None:
         try:
-            await serve_run(run, fallback=fallback, once=once)
+            await serve_run(run, fallback=fallback, once=once, flows=shared)
         except WmtpError as error:
             log.error("%s", error)
             errors.append(error)
         looked_at[run] = _changed_at(run)
 
     async with task_group() as group:
-        async for _ in changes(path, stop=anyio.Event(), poll_s=POLL_S):
+        async for _ in changes(path, poll_s=POLL_S):
             for run in _unserved_runs(path):
                 if run not in looked_at or looked_at[run] not in (None, _changed_at(run)):
                     looked_at[run] = None  # being served
@@ -184,9 +238,13 @@ async def serve_parent(path: Path, *, fallback: Fallback | None = None, once: bo
 
 def _unserved_runs(path: Path) -> list[Path]:
     with files.disk_errors("watching", path):
-        children = [child for child in path.iterdir() if child.is_dir() and layout.is_run_name(child.name)]
-        runs = [child for child in children if is_run_directory(child)]
-    return [run for run in sorted(runs) if not files.is_locked(RunDirectory(run).uploader_lock)]
+        runs = sorted(filter(is_run_directory, _subdirectories(path)))
+    return [run for run in runs if not files.is_locked(RunDirectory(run).uploader_lock)]
+
+
+def _subdirectories(path: Path) -> list[Path]:
+    """Those that can be runs: what is hidden or being written is none, whatever it holds."""
+    return [child for child in path.iterdir() if child.is_dir() and not is_temporary(child.name)]
 
 
 def _changed_at(run: Path) -> int:
@@ -194,19 +252,21 @@ def _changed_at(run: Path) -> int:
     return run.stat().st_mtime_ns if run.exists() else 0
 
 
-async def serve(path: Path, *, fallback: Fallback | None = None, once: bool = False) -> None:
+async def serve(
+    path: Path, *, fallback: Fallback | None = None, once: bool = False, flows: Flows | None = None
+) -> None:
     """Serve a run directory, or a parent of several; an empty directory becomes the one or the other.
 
     Raises:
         WmtpError: see ``serve_run`` and ``serve_parent``.
     """
-    async for _ in changes(path, stop=anyio.Event(), poll_s=POLL_S):
+    async for _ in changes(path, poll_s=POLL_S):
         if is_run_directory(path):
-            return await serve_run(path, fallback=fallback, once=once)
+            return await serve_run(path, fallback=fallback, once=once, flows=flows)
         if once or _holds_runs(path):
-            return await serve_parent(path, fallback=fallback, once=once)
+            return await serve_parent(path, fallback=fallback, once=once, flows=flows)
 
 
 def _holds_runs(path: Path) -> bool:
     with files.disk_errors("watching", path):
-        return any(is_run_directory(child) for child in path.iterdir() if child.is_dir())
+        return any(map(is_run_directory, _subdirectories(path)))

@@ -5,6 +5,7 @@ is used once, for completing an old multipart upload overwrites whatever its key
 """
 
 import re
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +16,22 @@ _TEMPORARY = re.compile(r"step_(0|[1-9][0-9]{0,17})\.g(0|[1-9][0-9]{0,8})\.tmp\Z
 _NODE_RECORD = re.compile(r"node-[0-9]{4}\.json\Z")
 _RANK_RECORD = re.compile(r"rank-[0-9]{5}\.json\Z")
 _COMMIT_RECORD = re.compile(r"(step_[0-9]{1,18})(?:/g(?:0|[1-9][0-9]{0,8}))?/checkpoint\.json\Z")
+_UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\\:]")
+_INVISIBLE = ("Cf", "Zl", "Zp")
+_SLASHES = ("\u2044", "\u2215", "\u29f8")
+"""Look like a slash and are none to anybody who normalizes."""
+_DEVICE = re.compile(r"(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?\Z", re.IGNORECASE)
 _RUN_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}\Z")
+
+MAX_PATH_BYTES = 512
+"""S3 takes 1,024 bytes for a key, of which the run's prefix needs some."""
+MAX_NAME_BYTES = 255
 
 MANIFEST_KEY = "manifest.json"
 GENERATIONS_PREFIX = "generations/"
 COMMIT_RECORD_NAME = "checkpoint.json"
+DCP_METADATA = ".metadata"
+"""The index of a ``torch.distributed.checkpoint`` directory: the one hidden file that is data."""
 
 
 def step_name(step: int) -> str:
@@ -56,7 +68,12 @@ def is_node_record(name: str) -> bool:
 
 def is_record(name: str) -> bool:
     """Whether a record has this name, and so no other file of a checkpoint may."""
-    return name == COMMIT_RECORD_NAME or is_node_record(name) or _RANK_RECORD.match(name) is not None
+    return is_commit_record(name) or is_node_record(name) or _RANK_RECORD.match(name) is not None
+
+
+def is_commit_record(path: str) -> bool:
+    """Whether a file of a checkpoint with this path would be taken for the record of a checkpoint."""
+    return parse_commit_record_key(f"{step_name(0)}/{path}") is not None
 
 
 def is_run_name(name: str) -> bool:
@@ -67,11 +84,40 @@ def is_run_name(name: str) -> bool:
 def is_safe_path(path: str) -> bool:
     """Whether a path from a record stays below its directory on every platform.
 
-    Refused: empty, absolute, ``.`` and ``..``, backslashes, colons, control characters, hidden parts.
+    Refused: empty, absolute, ``.`` and ``..``, backslashes, colons, control characters, hidden parts but
+    a file ``.metadata``; what is invisible, or becomes one of these where names are normalized (full-width
+    dots and slashes); parts of more than 255 bytes or with a dot or space at the end; names of devices.
     """
-    if not path or len(path) > 512 or re.search(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\\:]", path):
+    if len(path) > MAX_PATH_BYTES or not _is_safe(path):
         return False
-    return all(part and not part.startswith(".") for part in path.split("/"))
+    if path.isascii():
+        return True
+    normal = unicodedata.normalize("NFKC", path)
+    same = all(normal.count(mark) == path.count(mark) for mark in "./")
+    seen = all(unicodedata.category(one) not in _INVISIBLE and one not in _SLASHES for one in path)
+    return same and seen and _is_safe(normal)
+
+
+def _is_safe(path: str) -> bool:
+    if _UNSAFE.search(path) or len(path.encode()) > MAX_PATH_BYTES:
+        return False
+    *directories, name = path.split("/")
+    return all(map(_is_safe_part, directories if name == DCP_METADATA else [*directories, name]))
+
+
+def _is_safe_part(part: str) -> bool:
+    fits = 0 < len(part.encode()) <= MAX_NAME_BYTES
+    return fits and part[0] not in ". " and part[-1] not in ". " and not _DEVICE.match(part)
+
+
+def is_safe_key(key: str) -> bool:
+    """Whether a key stays below the run's location, also where that is a directory."""
+    return not _UNSAFE.search(key) and not {"", ".", ".."} & {*key.split("/")}
+
+
+def alike(path: str) -> str:
+    """Equal for two paths that some file system takes for one: cases and normal forms don't count there."""
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", path).casefold())
 
 
 def model_shard(rank: int, number: int) -> str:
@@ -133,6 +179,11 @@ class RunDirectory:
         return self.uploader_directory / "log"
 
     @property
+    def uploads(self) -> Path:
+        """The journal of unfinished uploads."""
+        return self.uploader_directory / "uploads"
+
+    @property
     def trash(self) -> Path:
         """What was renamed away and is being deleted; never read."""
         return self.path / ".trash"
@@ -149,6 +200,11 @@ class RunDirectory:
     def temporary(self, step: int, generation: int) -> Path:
         """Where generation ``generation`` writes a step before the rename that commits it."""
         return self.path / f"{step_name(step)}.g{generation}.tmp"
+
+    def being_written(self, generation: int) -> set[str]:
+        """The steps, as ``step_N@gG``, that this generation is writing or has given up."""
+        found = [parse_temporary(path.name) for path in self.path.glob("step_*.tmp")]
+        return {step_at(*one) for one in found if one is not None and one[1] == generation}
 
 
 @dataclass(frozen=True, slots=True)

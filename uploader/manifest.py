@@ -12,10 +12,11 @@ from typing import Annotated, Self
 from pydantic import AwareDatetime, Field, model_validator
 
 from uploader import layout
+from uploader.bounds import Count, Generation
 from uploader.errors import CorruptError, OwnershipError
 from uploader.generation import Claim, GenerationFile, Owner
 from uploader.layout import RunKeys
-from uploader.record import CommitRecord, Count, Metrics
+from uploader.record import CommitRecord, Metrics
 from uploader.retention import Committed
 from uploader.settings import SCHEMA_VERSION, Strict
 
@@ -28,17 +29,18 @@ class Entry(Strict):
     """
 
     step: Count
-    generation: Count
+    generation: Generation
     record: str
     size_bytes: Count
     created_at: AwareDatetime
     metrics: Metrics = {}
-    superseded_by: Count | None = None
+    superseded_by: Generation | None = None
 
     @model_validator(mode="after")
     def _names_its_record(self) -> Self:
-        if layout.parse_commit_record_key(self.record) != self.step:
-            raise ValueError(f"{self.record!r} is no commit record of step {self.step}")
+        keys = [RunKeys(in_place=kind).commit_record(self.step, self.generation) for kind in (False, True)]
+        if self.record not in keys:
+            raise ValueError(f"{self.record[:100]!r} is no commit record of {self.name}")
         return self
 
     @classmethod
@@ -68,7 +70,7 @@ class Manifest(Strict):
 
     schema_version: Annotated[int, Field(ge=1, le=SCHEMA_VERSION)] = SCHEMA_VERSION
     run: str
-    generation: Count = 0
+    generation: Generation = 0
     owner: Owner | None = None
     latest: Count | None = None
     live: dict[str, Entry] = {}

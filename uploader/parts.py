@@ -1,14 +1,15 @@
-"""How a file is cut into parts: whole blocks, under S3's limits. Pure.
+"""How a file is cut into parts: whole blocks, under S3's limits; and which of them the store has. Pure.
 
 Limits: a part has 5 MiB to 5 GiB (the last may be smaller), an upload at most 10,000 parts, an object at
 most 5 TiB (https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from uploader.checksum import BLOCK_SIZE_BYTES, block_sizes, combine
 from uploader.errors import StoreError
+from uploader.store.base import PartInfo
 
 MAX_PARTS = 10_000
 MAX_PART_SIZE_BYTES = 5 * 1024**3
@@ -41,12 +42,19 @@ def part_size(size_bytes: int, wanted_size_bytes: int) -> int:
 
 
 def plan(size_bytes: int, blocks: Sequence[str], wanted_size_bytes: int) -> list[Part]:
+    """Cut a file into the parts of an upload; see ``cut``."""
+    return cut(size_bytes, blocks, part_size(size_bytes, wanted_size_bytes))
+
+
+def cut(size_bytes: int, blocks: Sequence[str], part_size_bytes: int) -> list[Part]:
     """Cut a file into consecutive parts whose checksums are combined from those of its blocks.
 
     A file no longer than one part is one part; an empty file has none.
+
+    Args:
+        part_size_bytes: whole blocks.
     """
-    size = part_size(size_bytes, wanted_size_bytes)
-    each = size // BLOCK_SIZE_BYTES
+    each = part_size_bytes // BLOCK_SIZE_BYTES
     sizes = list(block_sizes(size_bytes))
     parts = []
     for number, first in enumerate(range(0, len(sizes), each), 1):
@@ -54,3 +62,26 @@ def plan(size_bytes: int, blocks: Sequence[str], wanted_size_bytes: int) -> list
         length = sum(piece for _, piece in pieces)
         parts.append(Part(number, first * BLOCK_SIZE_BYTES, length, combine(pieces)))
     return parts
+
+
+def reconcile(
+    planned: Iterable[Part], stored: Iterable[PartInfo], noted: Mapping[int, str]
+) -> dict[int, str]:
+    """The parts that need not be sent again, and the ETag that the store knows each by.
+
+    A stored part counts if it has the size and the checksum of the planned one. Where the store's listing
+    tells no checksum, it counts if its ETag was noted when the store had verified and taken the part.
+
+    Args:
+        noted: by number: what the journal holds.
+    """
+    there = {part.number: part for part in stored}
+    kept = {}
+    for part in planned:
+        found = there.get(part.number)
+        if found is None or found.size_bytes != part.size_bytes:
+            continue
+        is_known = found.etag == noted.get(part.number)
+        if found.crc64nvme == part.crc64nvme or (found.crc64nvme is None and is_known):
+            kept[part.number] = found.etag
+    return kept

@@ -10,13 +10,15 @@ from datetime import UTC, datetime
 import anyio
 from anyio import to_thread
 
-from uploader import files, layout, manifest
+from uploader import below, files, layout, manifest
 from uploader.generation import Claim
+from uploader.journal import Journal
 from uploader.layout import RunDirectory, RunKeys
 from uploader.manifest import Entry, Manifest
 from uploader.manifest_file import ManifestFile
 from uploader.retention import Retention, steps_to_keep
 from uploader.store.base import ObjectStore
+from uploader.unfinished import abort_debris
 from uploader.watch import LocalStep
 
 Remove = Callable[[Entry], Awaitable[bool]]
@@ -107,19 +109,25 @@ def _discard(directory: RunDirectory, local: LocalStep) -> bool:
     """Only the step that is meant goes: a rewind may have put another one in its place."""
 
     def meant() -> bool:
-        return (local.path / layout.node_record(local.record.node)).read_bytes() == local.encoded
+        return below.read_small(local.path / layout.node_record(local.record.node)) == local.encoded
 
     with files.disk_errors("pruning", local.path):
         return files.discard_unless_read(local.path, directory.trash, meant=meant)
 
 
 async def sweep(
-    store: ObjectStore, keys: RunKeys, index: Manifest, claim: Claim, pending: Iterable[LocalStep]
+    store: ObjectStore,
+    index: Manifest,
+    claim: Claim,
+    pending: Iterable[LocalStep],
+    journal: Journal,
+    stale_upload_s: float,
 ) -> int:
     """Delete what nothing names: files and unfinished uploads of steps that never will be committed.
 
     Those are steps of superseded branches, and steps older than the oldest live one, that are neither in
-    the manifest nor waiting on this disk. What a newer generation writes is not looked at.
+    the manifest nor waiting on this disk. What a newer generation writes is not looked at. An upload that
+    nobody has gone on with for ``stale_upload_s`` goes, too.
 
     Returns:
         How many objects and uploads went.
@@ -137,7 +145,4 @@ async def sweep(
     records = [key for key in debris if layout.parse_commit_record_key(key) is not None]
     await store.delete(records)
     await store.delete([key for key in debris if key not in {*records}])
-    uploads = [upload async for upload in store.list_uploads("step_") if is_debris(upload.key)]
-    for upload in uploads:
-        await store.abort_upload(upload.key, upload.upload_id)
-    return len(debris) + len(uploads)
+    return len(debris) + await abort_debris(store, journal, is_debris, stale_upload_s)

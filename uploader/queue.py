@@ -13,7 +13,11 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from uploader.below import private
 from uploader.events import Event, decoder
+
+READ_BYTES = 16 * 1024**2
+"""Taken of the file at once; what is left comes with the next call."""
 
 
 def put(path: Path, event: Event, *, durable: bool = True) -> None:
@@ -52,16 +56,18 @@ class EventQueue:
     def receive(self) -> list[Event]:
         """Every event not acknowledged, in order, older ones first; a torn tail waits for its end."""
         try:
-            with open(self._path, "rb") as file:
+            with open(self._path, "rb", opener=private) as file:
                 status = os.fstat(file.fileno())
                 if status.st_ino != self._inode or status.st_size < self._read_bytes:
                     self._start_over(status.st_ino)
                 file.seek(self._read_bytes)
-                data = file.read()
+                data = file.read(READ_BYTES)
         except FileNotFoundError:
             self._start_over(0)
             return []
         whole = data.rfind(b"\n") + 1
+        if not whole and len(data) == READ_BYTES:
+            whole = READ_BYTES  # no event is so long: its pieces are passed over
         self._read_bytes += whole
         self._pending += _decode_lines(data[:whole])
         return list(self._pending)
@@ -99,7 +105,7 @@ def _decode_lines(data: bytes) -> Iterator[Event]:
 def _locked(path: Path, flags: int) -> Iterator[int]:
     """The file, open and locked, and still the one of that name: not unlinked while we waited."""
     while True:
-        descriptor = os.open(path, flags, 0o600)
+        descriptor = private(str(path), flags)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             if os.fstat(descriptor).st_nlink > 0:

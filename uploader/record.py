@@ -12,11 +12,11 @@ from typing import Annotated, Self, TypeVar
 
 from pydantic import AwareDatetime, Field, ValidationError, model_validator
 
-from uploader import checksum, layout
-from uploader.errors import CorruptError
+from uploader import below, checksum, layout
+from uploader.bounds import Count, Generation, Node, Nodes, Rank, Ranks, WorldSize
+from uploader.errors import CorruptError, SettingsError
 from uploader.settings import SCHEMA_VERSION, Strict
 
-Count = Annotated[int, Field(ge=0, lt=2**53)]
 Metrics = dict[str, float | int | str | None]
 
 
@@ -61,8 +61,8 @@ class _Record(Strict):
     schema_version: Annotated[int, Field(ge=1, le=SCHEMA_VERSION)] = SCHEMA_VERSION
     run: str
     step: Count
-    generation: Count
-    world_size: Annotated[int, Field(ge=1)]
+    generation: Generation
+    world_size: WorldSize
     created_at: AwareDatetime
     block_size_bytes: Annotated[int, Field(ge=checksum.BLOCK_SIZE_BYTES, le=checksum.BLOCK_SIZE_BYTES)] = (
         checksum.BLOCK_SIZE_BYTES
@@ -73,13 +73,14 @@ class _Record(Strict):
 
     @model_validator(mode="after")
     def _each_path_once(self) -> Self:
-        # Case folded: two paths that differ in case only are one file on some file systems.
-        paths = {file.path.casefold() for file in self.files}
+        paths = {layout.alike(file.path) for file in self.files}
         if len(paths) != len(self.files):
             raise ValueError("a path stands twice among the files")
         # Uploaded as a file, a record would be there before what it promises.
         if any(map(self._is_reserved, paths)):
             raise ValueError("a record stands among the files")
+        if not paths.isdisjoint(_directories(paths)):
+            raise ValueError("a path among the files is a file and a directory")
         return self
 
     @staticmethod
@@ -94,18 +95,24 @@ class _Record(Strict):
         return self.model_dump_json().encode() + b"\n"
 
 
+def _directories(paths: Iterable[str]) -> Iterator[str]:
+    for path in paths:
+        while path := path.rpartition("/")[0]:
+            yield path
+
+
 class RankRecord(_Record):
     """What one rank wrote of a step. Lives in the temporary directory until the node record is made."""
 
-    rank: Count
+    rank: Rank
 
 
 class NodeRecord(_Record):
     """What one node wrote of a step: the files of all its ranks."""
 
-    node: Count
-    nodes: Annotated[int, Field(ge=1)]
-    ranks: list[int]
+    node: Node
+    nodes: Nodes
+    ranks: Ranks
 
     @classmethod
     def merge(cls, ranks: Sequence[RankRecord], *, node: int, nodes: int) -> Self:
@@ -123,7 +130,7 @@ class NodeRecord(_Record):
 class CommitRecord(_Record):
     """All files of a step are in the store: those of every node, and the node records themselves."""
 
-    nodes: Annotated[int, Field(ge=1)]
+    nodes: Nodes
 
     @classmethod
     def merge(cls, encoded_nodes: Sequence[bytes]) -> Self:
@@ -134,7 +141,7 @@ class CommitRecord(_Record):
         """
         nodes = [decode(NodeRecord, data, subject="node record") for data in encoded_nodes]
         first = min(nodes, key=lambda record: record.node)
-        if sorted(record.node for record in nodes) != list(range(first.nodes)):
+        if [len(nodes), *sorted(record.node for record in nodes)] != [first.nodes, *range(len(nodes))]:
             raise CorruptError(
                 f"{len(nodes)} of {first.nodes} node records", subject=layout.step_name(first.step)
             )
@@ -148,7 +155,7 @@ class CommitRecord(_Record):
 
     @staticmethod
     def _is_reserved(path: str) -> bool:
-        return path == layout.COMMIT_RECORD_NAME
+        return layout.is_commit_record(path)
 
 
 def _common(records: Sequence[_Record], first: _Record, files: Iterable[FileRecord]) -> dict[str, object]:
@@ -176,8 +183,9 @@ def decode(model: type[R], data: bytes, *, subject: str, hint: str = "") -> R:
     """Read a record, or any other JSON file of ours.
 
     Raises:
-        CorruptError: it is truncated, not JSON, of an unknown schema version, or inconsistent.
+        CorruptError: it is too large, truncated, not JSON, of an unknown schema version, or inconsistent.
     """
+    below.check_small(len(data), subject)
     with _corrupt_if_invalid(doing="reading", subject=subject, hint=hint):
         return model.model_validate_json(data)
 
@@ -188,6 +196,9 @@ def _corrupt_if_invalid(*, doing: str, subject: str, hint: str = "") -> Iterator
         yield
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        field = ".".join(str(part) for part in first["loc"])
+        field = ".".join(repr(str(part)[:100])[1:-1] for part in first["loc"])
         problem = f"{field}: {first['msg']}" if field else first["msg"]
+        raise CorruptError(problem, doing=doing, subject=subject, hint=hint) from error
+    except SettingsError as error:  # run.json holds settings
+        problem = f"{error.subject}: {error.problem}"
         raise CorruptError(problem, doing=doing, subject=subject, hint=hint) from error

@@ -6,17 +6,18 @@ complete and committed locally, or, after a crash, a directory whose name ends i
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 from anyio import to_thread
 
-from uploader import checksum, files, layout
+from uploader import below, checksum, files, layout
 from uploader.buffers import PartBuffers
-from uploader.errors import CorruptError, ObjectMissing
+from uploader.errors import CorruptError, DiskError, ObjectMissing
 from uploader.manifest import Entry
 from uploader.multipart import Progress
-from uploader.parts import Part, plan
+from uploader.parts import Part, cut
 from uploader.record import CommitRecord, FileRecord, decode
 from uploader.store.base import ObjectStore
 from uploader.tasks import side_by_side
@@ -63,40 +64,62 @@ async def restore(
         CorruptError: a file is missing or differs from its record; names the file and the bytes.
         DiskError: the local disk refused.
     """
+    with _made_anew(temporary) as directory:
+        await side_by_side(
+            partial(_restore_file, store, prefix, temporary, directory, file, buffers, progress)
+            for file in record.files
+        )
+        with files.disk_errors("restoring to", target):
+            await to_thread.run_sync(_put_in_place, directory, temporary, target, trash)
+
+
+@contextmanager
+def _made_anew(temporary: Path) -> Iterator[int]:
+    """An empty directory in place of whatever is there; from now on it is known by its descriptor."""
     with files.disk_errors("restoring to", temporary):
         files.remove_tree(temporary)
-        files.make_directory(temporary)
-    await side_by_side(
-        partial(_restore_file, store, prefix + file.path, temporary / file.path, file, buffers, progress)
-        for file in record.files
-    )
-    with files.disk_errors("restoring to", target):
-        await to_thread.run_sync(_put_in_place, temporary, target, trash)
+        files.make_directory(temporary.parent)
+        temporary.mkdir(mode=0o700)
+        directory = os.open(temporary, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        yield directory
+    finally:
+        os.close(directory)
 
 
-def _put_in_place(temporary: Path, target: Path, trash: Path) -> None:
-    files.fsync_directory(temporary)
-    if target.exists():
+def _put_in_place(directory: int, temporary: Path, target: Path, trash: Path) -> None:
+    os.fsync(directory)
+    if not os.path.samestat(os.fstat(directory), temporary.lstat()):
+        problem = "something else was put in its place"
+        raise DiskError(
+            problem, doing="restoring to", subject=str(temporary), hint="find out who writes there"
+        )
+    if os.path.lexists(target):
         files.remove_tree(files.move_to_trash(target, trash))
     os.rename(temporary, target)
     files.fsync_directory(target.parent)
 
 
 async def _restore_file(
-    store: ObjectStore, key: str, path: Path, file: FileRecord, buffers: PartBuffers, progress: Progress
+    store: ObjectStore,
+    prefix: str,
+    temporary: Path,
+    directory: int,
+    file: FileRecord,
+    buffers: PartBuffers,
+    progress: Progress,
 ) -> None:
+    """Write one file; it takes no more of the disk than what has come and was found right."""
+    key, path = prefix + file.path, temporary / file.path
     with files.disk_errors("creating", path):
-        files.make_directory(path.parent)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        descriptor = below.create_below(directory, file.path)
         try:
-            os.ftruncate(descriptor, file.size_bytes)
-            parts = plan(file.size_bytes, file.blocks, buffers.part_size_bytes)
+            parts = cut(file.size_bytes, file.blocks, buffers.part_size_bytes)
             await side_by_side(
                 partial(_restore_part, store, key, path, descriptor, part, buffers, progress)
                 for part in parts
             )
             await to_thread.run_sync(os.fsync, descriptor)
-            files.fsync_directory(path.parent)
         finally:
             os.close(descriptor)
 
@@ -144,20 +167,26 @@ def damage(directory: Path, record_files: list[FileRecord], *, deep: bool = True
     for file in record_files:
         path = directory / file.path
         try:
-            size_bytes = path.stat().st_size
+            with below.opened_below(directory, file.path) as descriptor:
+                yield from _damage(descriptor, path, file, deep=deep)
         except FileNotFoundError:
             yield CorruptError("the file is missing", doing="verifying", subject=str(path))
-            continue
-        if size_bytes != file.size_bytes:
-            problem = f"it has {size_bytes} bytes, its record says {file.size_bytes}"
-            yield CorruptError(problem, doing="verifying", subject=str(path))
-        elif deep:
-            yield from _damaged_blocks(path, file)
+        except CorruptError as error:
+            yield error
 
 
-def _damaged_blocks(path: Path, file: FileRecord) -> Iterator[CorruptError]:
-    buffer = memoryview(bytearray(checksum.BLOCK_SIZE_BYTES))
-    with open(path, "rb", buffering=0) as opened:
+def _damage(descriptor: int, path: Path, file: FileRecord, *, deep: bool) -> Iterator[CorruptError]:
+    size_bytes = os.fstat(descriptor).st_size
+    if size_bytes != file.size_bytes:
+        problem = f"it has {size_bytes} bytes, its record says {file.size_bytes}"
+        yield CorruptError(problem, doing="verifying", subject=str(path))
+    elif deep:
+        yield from _damaged_blocks(descriptor, path, file)
+
+
+def _damaged_blocks(descriptor: int, path: Path, file: FileRecord) -> Iterator[CorruptError]:
+    buffer = memoryview(bytearray(min(checksum.BLOCK_SIZE_BYTES, file.size_bytes)))
+    with open(descriptor, "rb", buffering=0, closefd=False) as opened:
         for number, expected in enumerate(file.blocks):
             size_bytes = opened.readinto(buffer) or 0
             if checksum.of_bytes(buffer[:size_bytes]) != expected:

@@ -23,9 +23,9 @@ class KeepBest(Strict):
 
 
 class Retention(Strict):
-    """A policy; ``keep_last`` counts the newest steps and is at least 1."""
+    """A policy; ``keep_last`` counts the newest steps and is at least 1. None keeps all."""
 
-    keep_last: Annotated[int, Field(ge=1)] = 3
+    keep_last: Annotated[int, Field(ge=1)] | None = 3
     keep_every: Annotated[int, Field(ge=1)] | None = None
     keep_best: KeepBest | None = None
     keep_for_s: Annotated[float, Field(gt=0)] | None = None

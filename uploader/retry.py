@@ -17,6 +17,8 @@ from uploader.errors import WmtpError
 
 T = TypeVar("T")
 
+SLOWEST_BYTES_PER_S = 64 * 1024.0
+
 
 @dataclass(frozen=True)
 class RetryPolicy:
@@ -26,12 +28,16 @@ class RetryPolicy:
         base_s: upper bound of the first wait; it doubles with each attempt.
         cap_s: upper bound of every wait.
         deadline_s: seconds after which the last error is raised; None means never.
+        request_timeout_s: seconds after which one attempt is abandoned, beside the time its bytes may take.
+        slowest_bytes_per_s: how slowly a request may send and still be left alone.
         sleep, clock, random: injected by tests and by the simulation.
     """
 
     base_s: float = 0.5
     cap_s: float = 30.0
     deadline_s: float | None = None
+    request_timeout_s: float = 60.0
+    slowest_bytes_per_s: Callable[[], float] = lambda: SLOWEST_BYTES_PER_S
     sleep: Callable[[float], Awaitable[None]] = anyio.sleep
     clock: Callable[[], float] = time.monotonic
     random: Random = field(default_factory=Random)
@@ -40,6 +46,10 @@ class RetryPolicy:
         """The wait after ``attempt`` (from 1): uniform between nothing and the doubled bound."""
         doublings = min(attempt - 1, 32)  # beyond that any cap is reached, and floats stay finite
         return self.random.uniform(0.0, min(self.cap_s, self.base_s * 2**doublings))
+
+    def allowed_s(self, size_bytes: int) -> float:
+        """How long a request that carries so many bytes may take: a trickle is no progress."""
+        return self.request_timeout_s + size_bytes / self.slowest_bytes_per_s()
 
 
 async def retrying(

@@ -5,7 +5,8 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, Field
 
-from uploader import files
+from uploader import below, files
+from uploader.bounds import Node, Nodes, Ranks, WorldSize
 from uploader.generation import Claim, Lineage
 from uploader.layout import RunDirectory, RunKeys
 from uploader.location import Location
@@ -33,10 +34,10 @@ class RunFile(Claim):
     storage: StorageSettings = StorageSettings()
     upload: UploadSettings = UploadSettings()
     retention: Retention = Retention()
-    node: Annotated[int, Field(ge=0)] = 0
-    nodes: Annotated[int, Field(ge=1)] = 1
-    local_ranks: list[int] = [0]
-    world_size: Annotated[int, Field(ge=1)] = 1
+    node: Node = 0
+    nodes: Nodes = 1
+    local_ranks: Ranks = [0]
+    world_size: WorldSize = 1
 
     @classmethod
     def read(cls, directory: RunDirectory) -> Self | None:
@@ -46,7 +47,7 @@ class RunFile(Claim):
             CorruptError: it can't be read.
         """
         try:
-            data = directory.run_file.read_bytes()
+            data = below.read_small(directory.run_file)
         except FileNotFoundError:
             return None
         hint = "start the trainer again: it writes a new one"

@@ -6,25 +6,28 @@ missing; the first round after a crash is like any other. Events only wake it an
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence, Set
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 
-import anyio
-
 from uploader import early, layout, manifest
 from uploader.backlog import Backlog, sort_out
 from uploader.commit import commit
-from uploader.errors import CorruptError, OwnershipError, WmtpError
+from uploader.early import HeadStart
+from uploader.errors import BucketMissing, CorruptError, NotDurable, OwnershipError, StoreError, WmtpError
 from uploader.events import Event, RunFinished, ShardSaved
 from uploader.files import is_locked
 from uploader.flow import Flow
+from uploader.foreign import disagreements, worth_reading
+from uploader.journal import Journal
 from uploader.layout import RunDirectory
+from uploader.ledger import Ledger
 from uploader.manifest import Entry, Manifest
 from uploader.manifest_file import ManifestFile
 from uploader.queue import EventQueue
+from uploader.retention import Committed
 from uploader.retry import RetryPolicy
 from uploader.run import RunFile
 from uploader.status import StatusFile
@@ -35,7 +38,7 @@ from uploader.watch import LocalStep, LocalSteps, changes
 
 log = logging.getLogger("uploader")
 
-POLL_S = 2.0
+POLL_S = 5.0
 """How long a lost notification can go unnoticed."""
 
 
@@ -55,7 +58,9 @@ class RunService:
         run: the run as ``run.json`` says, or as the command line does where there is none.
         store: the run's location; requests are repeated here.
         status: is told of everything.
+        steps: finds the steps on disk; by default those of a trainer of ours.
         is_ours: whether the directory is still the one that this process locked.
+        flow: the bounds on what is in flight, where other runs share them.
     """
 
     def __init__(
@@ -66,23 +71,33 @@ class RunService:
         status: StatusFile,
         clocks: Clocks,
         is_ours: Callable[[], bool] = lambda: True,
+        steps: LocalSteps | None = None,
+        flow: Flow | None = None,
     ) -> None:
         self._is_ours = is_ours
         self._directory, self._run, self._status, self._clocks = directory, run, status, clocks
         self._keys = run.keys(directory.path)
-        retry = replace(clocks.retry, cap_s=run.upload.max_wait_s)
-        self._store = RetryingStore(store, retry, status.retrying)
+        self._flow = flow or Flow(run.upload, clocks.monotonic)
+        retry = replace(
+            clocks.retry,
+            cap_s=run.upload.max_wait_s,
+            request_timeout_s=run.upload.request_timeout_s,
+            slowest_bytes_per_s=self._flow.slowest_bytes_per_s,
+        )
+        self._store = RetryingStore(store, retry, self._retrying, self._flow.sent)
         self._manifest = ManifestFile(self._store, run.run, self._keys)
-        self._steps = LocalSteps(directory, node=run.node)
+        self._steps = steps or LocalSteps(directory, node=run.node)
         self._queues = [EventQueue(directory.events(rank)) for rank in run.local_ranks]
-        self._flow = Flow(run.upload)
-        self._upkeep = Upkeep(directory, self._store, self._manifest, self._keys, status, clocks.now)
+        self._journal = Journal(directory)
+        self._upkeep = Upkeep(
+            directory, self._store, self._manifest, self._keys, self._journal, status, clocks.now
+        )
+        self._head_start = HeadStart(directory, self._store, self._keys, self._flow, self._journal)
         self._index = Manifest(run=run.run)
-        self._failed: dict[str, CorruptError] = {}
+        self._ledger = Ledger(status)
         self._error: WmtpError | None = None
-        self._skipped: set[str] = set()
-        self._handed_in: set[str] = set()
         self._settled: object = None
+        self._took = False
         self._trainer_gone_s: float | None = None
 
     @property
@@ -100,7 +115,7 @@ class RunService:
             OwnershipError: a newer generation owns the run elsewhere.
             WmtpError: the run is over and some of it could not be made durable.
         """
-        async with aclosing(changes(self._directory.path, stop=anyio.Event(), poll_s=POLL_S)) as wakes:
+        async with aclosing(changes(self._directory.path, poll_s=POLL_S)) as wakes:
             async for _ in wakes:
                 if not (self._is_ours() and self._adopt_run_file()):
                     return
@@ -109,15 +124,21 @@ class RunService:
                     return self._end(events)
 
     async def once(self) -> None:
-        """Do what there is to do now.
+        """Do what there is to do now; foreign checkpoints may need some time to show that they are complete.
 
         Raises:
+            NotDurable: all that is complete is durable, but something is not complete; the message names it.
             WmtpError: some of it could not be made durable.
         """
+        waits = 2  # until what its format proves is still, and until the rest is quiet
         while self._adopt_run_file():
             events = await self.round()
-            if not self._is_followed():
-                return self._end(events)
+            wait_s = self._steps.settles_in_s() if waits else 0.0
+            if wait_s and not self._took:
+                waits -= 1
+                await self._clocks.retry.sleep(wait_s)
+            elif not (self._took or self._is_followed()):
+                return self._end(events, self._steps.incomplete())
 
     async def round(self) -> list[Event]:
         """Look at everything, do what is missing, and return the events it looked at that are still pending.
@@ -130,13 +151,17 @@ class RunService:
         # Events before the disk: the step of an event that was received is on disk by then. One that
         # comes later, a run's end above all, waits for the next round, which will see its step.
         events = self._receive()
-        local = self._scan()
+        self._took = False
+        local = await self._look()
         try:
             if self._signature(local) != self._settled:
                 local = await self._work(local)
-                self._error = None
-                self._status.show(state="waiting", upload=None, error=None)
-            await self._get_ahead(events, local)
+                self._error = next(iter(self._ledger.refused.values()), None)
+                if self._error is None:
+                    self._status.show(state="waiting", upload=None, error=None)
+                else:
+                    self._status.failed(self._error)
+            await self._get_ahead(local)
         except OwnershipError:
             if not self._is_followed():
                 raise
@@ -149,6 +174,13 @@ class RunService:
         pending = self._receive()
         return [event for event in events if event in pending]
 
+    def _retrying(self, error: WmtpError, attempt: int, wait_s: float) -> None:
+        self._flow.failed(error)
+        self._status.retrying(error, attempt, wait_s)
+
+    def _progressed(self, size_bytes: int) -> None:
+        self._status.progressed(size_bytes, self._flow.state())
+
     def _receive(self) -> list[Event]:
         return [event for queue in self._queues for event in queue.receive()]
 
@@ -159,93 +191,133 @@ class RunService:
 
     def _signature(self, local: list[LocalStep]) -> object:
         """What a round depends on: while it is unchanged, the store is not asked anything."""
-        return self._run, [(one.step, one.generation) for one in local]
+        return self._run, local
 
     async def _work(self, local: list[LocalStep]) -> list[LocalStep]:
-        """Upload the newest step that waits, prune, look again, until none waits.
+        """Upload the newest step that waits, prune, look again, until none waits but those just refused.
 
         Returns:
             The steps as last seen on disk, of which none waits: whatever comes later is for another round.
         """
         self._index = await self._read_manifest()
+        self._ledger.tried.clear()
         while True:
             if waiting := self._waiting(local):
                 await self._make_durable(waiting[0])
                 local = self._scan()
-            self._index = await self._upkeep.prune(self._run, self._index, local, self._sort_out(local))
-            local = self._scan()
+            backlog = self._sort_out(local)
+            self._ledger.skip(one.record for one in backlog.skip)
+            self._index = await self._upkeep.prune(self._run, self._index, local, backlog)
+            # Before the look: a step that is committed in between is seen by the one or the other.
+            being_written = self._directory.being_written(self._run.generation)
+            local = await self._look()
             if not self._waiting(local):
                 break
-        await self._upkeep.finish(self._run, self._index, local)
+        wanted = {one.name for one in self._sort_out(local).upload}
+        await self._upkeep.finish(self._run, self._index, local, wanted | being_written)
+        self._ledger.retain(wanted)
         return local
 
-    async def _get_ahead(self, events: list[Event], local: list[LocalStep]) -> None:
+    async def _get_ahead(self, local: list[LocalStep]) -> None:
         """Upload finished files of a step that is still being written, as no committed step waits."""
-        shards = [event for event in events if isinstance(event, ShardSaved)]
-        if shards and self._error is None and not self._keys.in_place:
-            committed = {one.name for one in local}
-            wanted = early.worth_sending(shards, self._directory, committed, self._run.generation)
-            await early.send(wanted, self._directory, self._store, self._keys, self._flow)
+        committed = {one.name for one in local}
+
+        def announced() -> list[ShardSaved]:
+            shards = [event for event in self._receive() if isinstance(event, ShardSaved)]
+            return early.worth_sending(shards, self._directory, committed, self._run.generation)
+
+        if self._error is None and not self._keys.in_place:
+            await self._head_start.send(announced)
 
     async def _read_manifest(self) -> Manifest:
         """The manifest as this generation owns it; made from the records where it is missing."""
         return await self._manifest.update(partial(manifest.adopted, claim=self._run))
 
+    async def _look(self) -> list[LocalStep]:
+        """Committed steps on disk, newest first; one foreign checkpoint at most becomes one of them now."""
+        local = self._scan()
+        if await self._steps.take(partial(self._wanted, local)):
+            self._took = True
+            local = self._scan()
+        return local
+
+    def _wanted(self, local: list[LocalStep], found: list[Committed]) -> Set[int]:
+        """Which foreign checkpoints to read now: none that is older than what waits to be uploaded."""
+        waiting = max((one.step for one in self._waiting(local)), default=-1)
+        wanted, left_out = worth_reading(found, self._index, self._run.retention, now=self._clocks.now())
+        self._leave_out(left_out, "skipped, newer ones are kept instead")
+        return {step for step in wanted if step > waiting}
+
+    def _leave_out(self, steps: Set[int], why: str) -> None:
+        """Foreign checkpoints that will not be uploaded, unless they were."""
+        names = {layout.step_at(step, self._run.generation) for step in steps}
+        for name in sorted(names - self._index.names()):
+            self._ledger.leave_out(name, why)
+
     def _scan(self) -> list[LocalStep]:
         """Committed steps on disk, newest first. A record that can't be read fails its step only."""
         local, errors = self._steps.scan()
-        for error in errors:
-            self._fail_step(error.subject, error)
+        self._ledger.looked([*errors, *disagreements(local, self._index)])
+        self._leave_out(self._steps.vanished(), "deleted by its trainer before it was uploaded")
         self._status.located(max((one.step for one in local), default=None), self._index.latest)
         return local
 
     def _waiting(self, local: list[LocalStep]) -> list[LocalStep]:
-        return [one for one in self._sort_out(local).upload if one.name not in self._handed_in]
+        return [one for one in self._sort_out(local).upload if self._ledger.waits(one)]
 
     def _sort_out(self, local: list[LocalStep]) -> Backlog:
-        now = self._clocks.now()
-        backlog = sort_out(local, self._index, self._run, self._run.retention, now=now, failed=self._failed)
-        for one in backlog.skip:
-            if one.name not in self._skipped:
-                self._skipped.add(one.name)
-                self._status.skipped(one.record)
-        return backlog
+        return sort_out(
+            local,
+            self._index,
+            self._run,
+            self._run.retention,
+            now=self._clocks.now(),
+            failed=self._ledger.failed,
+            refused=self._ledger.refused,
+            in_flight={upload.step for upload in self._journal.all() if upload.step},
+        )
 
     async def _make_durable(self, local: LocalStep) -> None:
-        """Commit one step and list it in the manifest."""
+        """Commit one step and list it in the manifest. One that can't be never blocks the next one."""
+        self._ledger.tried.add(local.name)
         began_s = self._clocks.monotonic()
         self._status.uploading(local.record)
         try:
-            record = await commit(local, self._store, self._keys, self._flow, self._status.progressed)
+            record = await commit(local, self._store, self._keys, self._flow, self._journal, self._progressed)
         except CorruptError as error:
             if self._is_there(local):
-                self._fail_step(local.name, error)
+                self._ledger.fail(local.name, error)
+            else:
+                log.warning("%s: not committed: %s", local.name, error)
             return
+        except BucketMissing:
+            raise
+        except StoreError as error:
+            self._ledger.refuse(local, error)
+            return
+        self._ledger.taken(local)
         if record is None:
-            self._handed_in.add(local.name)  # the node that comes last makes the commit record
-        else:
-            entry = Entry.of(record, self._keys)
-            self._index = await self._manifest.update(
-                lambda index: manifest.committed(index, entry, self._run)
-            )
-            self._status.durable(local.record, self._clocks.monotonic() - began_s)
+            self._ledger.handed_in.add(local.name)
+            return
+        entry = Entry.of(record, self._keys)
+        self._index = await self._manifest.update(lambda index: manifest.committed(index, entry, self._run))
+        self._status.durable(local.record, self._clocks.monotonic() - began_s)
 
     def _is_there(self, local: LocalStep) -> bool:
-        """Whether the step is still on disk: a rewind may have replaced it while it was read."""
-        return local.name in {one.name for one in self._steps.scan()[0]}
-
-    def _fail_step(self, name: str, error: CorruptError) -> None:
-        """A step that is corrupt on disk never blocks the next one."""
-        if name not in self._failed:
-            self._failed[name] = error
-            self._status.step_failed(name, error)
+        """Whether the step is still on disk, unchanged: a trainer may have replaced it while it was read."""
+        try:
+            local.check()
+        except CorruptError:
+            return False
+        return local in self._steps.scan()[0]
 
     def _acknowledge(self, events: list[Event], local: list[LocalStep]) -> None:
         """A saved step is done with when it is durable, skipped, superseded, failed or gone.
 
         So is a file of a step that does not wait: it was sent, or the commit will look after it.
         """
-        waiting = local if self._error else self._sort_out(local).upload
+        is_done = self._error is None or self._error in self._ledger.refused.values()
+        waiting = self._sort_out(local).upload if is_done else local
         names = {one.name for one in waiting}
         for queue in self._queues:
             for event in events:
@@ -259,7 +331,7 @@ class RunService:
         found = RunFile.read(self._directory)
         if found is None or found == self._run:
             return True
-        if found.setting() != self._run.setting():
+        if found.setting() != self._run.setting() or not self._steps.end_with_trainer:
             return False
         log.info("serving generation %d", found.generation)
         self._run = found
@@ -270,7 +342,7 @@ class RunService:
         """Finished as planned, or the trainer has been gone for a while, and nothing came meanwhile."""
         if any(isinstance(event, RunFinished) for event in events):
             return True
-        if is_locked(self._directory.trainer_lock):
+        if not self._steps.end_with_trainer or is_locked(self._directory.trainer_lock):
             self._trainer_gone_s = None
             return False
         now_s = self._clocks.monotonic()
@@ -279,9 +351,16 @@ class RunService:
         gone_long = now_s - self._trainer_gone_s >= self._run.upload.idle_exit_s
         return gone_long and self._signature(self._scan()) == self._settled
 
-    def _end(self, events: list[Event]) -> None:
+    def _end(self, events: list[Event], incomplete: Sequence[str] = ()) -> None:
         """Close the books. Whatever could not be made durable is the exit's error."""
-        error = self._error or next(iter(self._failed.values()), None)
+        error = self._error or self._ledger.error
+        if error is None and incomplete:
+            error = NotDurable(
+                f"not complete: {', '.join(incomplete)}",
+                doing="uploading from",
+                subject=str(self._directory.path),
+                hint="all that is complete is durable; upload again when the rest is",
+            )
         if error is not None:
             self._status.failed(error)
             raise error

@@ -6,16 +6,20 @@ Rewritten atomically at every change, never fsynced: after a crash it is written
 import logging
 import os
 from collections.abc import Callable
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, Field
 
+from uploader import below
 from uploader.errors import WmtpError
+from uploader.flow import FlowState
 from uploader.layout import RunDirectory, step_name
 from uploader.record import NodeRecord, decode
 from uploader.settings import SCHEMA_VERSION, Strict
+from uploader.store.capabilities import Capabilities
 
 log = logging.getLogger("uploader")
 
@@ -23,12 +27,23 @@ State = Literal["waiting", "uploading", "retrying", "drained", "stopped", "faile
 
 
 class Upload(Strict):
-    """The step being uploaded."""
+    """The step being uploaded.
+
+    Attributes:
+        parts_limit: how many parts may be in flight now; the store's refusals lower it.
+        bandwidth_bytes_per_s: as last measured; None before that.
+        bandwidth_limit_bytes_per_s: the bound of ``max_bandwidth`` and of pacing; None where there is none.
+        pacing: the share of the wire left to uploads for the trainer's sake; None without step times.
+    """
 
     step: int
     generation: int
     done_bytes: int = 0
     size_bytes: int
+    parts_limit: int | None = None
+    bandwidth_bytes_per_s: float | None = None
+    bandwidth_limit_bytes_per_s: float | None = None
+    pacing: float | None = None
 
 
 class Durable(Strict):
@@ -45,6 +60,7 @@ class Status(Strict):
     """The state of one run's uploader.
 
     Attributes:
+        store: what the store can do, as the probe before the first write found it; None before that.
         durability_lag_steps: newest local step minus newest durable one.
         recent: the last steps that became durable, oldest first.
         error: what is wrong now, in one line; None while nothing is.
@@ -57,6 +73,7 @@ class Status(Strict):
     pid: int
     generation: int = 0
     state: State = "waiting"
+    store: Capabilities | None = None
     newest_local_step: int | None = None
     newest_durable_step: int | None = None
     durability_lag_steps: int | None = None
@@ -90,7 +107,8 @@ class StatusFile:
         self.status = self.status.model_copy(update={**changes, "updated_at": self._now()})
         temporary = self._path.with_name(f".{self._path.name}.tmp")
         try:
-            temporary.write_text(self.status.model_dump_json(indent=1) + "\n")
+            with open(temporary, "w", opener=below.private) as file:
+                file.write(self.status.model_dump_json(indent=1) + "\n")
             os.replace(temporary, self._path)
         except OSError as error:
             log.warning("%s can't be written: %s", self._path, os.strerror(error.errno or 0))
@@ -104,16 +122,22 @@ class StatusFile:
                 newest_local_step=newest_local, newest_durable_step=newest_durable, durability_lag_steps=lag
             )
 
+    def knows(self, store: Capabilities) -> None:
+        """The store was asked what it can do."""
+        log.info("%s: %s", self.status.destination, store)
+        self.show(store=store)
+
     def uploading(self, record: NodeRecord) -> None:
         """An upload began."""
         upload = Upload(step=record.step, generation=record.generation, size_bytes=record.size_bytes)
         self.show(state="uploading", upload=upload)
 
-    def progressed(self, size_bytes: int) -> None:
-        """The store took some more bytes of the step being uploaded."""
+    def progressed(self, size_bytes: int, flow: FlowState | None = None) -> None:
+        """The store took some more bytes of the step being uploaded, under these bounds."""
         if self.status.upload is not None:
+            bounds = {} if flow is None else asdict(flow)
             done_bytes = self.status.upload.done_bytes + size_bytes
-            upload = self.status.upload.model_copy(update={"done_bytes": done_bytes})
+            upload = self.status.upload.model_copy(update={"done_bytes": done_bytes, **bounds})
             self.show(state="uploading", upload=upload, error=None)
 
     def retrying(self, error: WmtpError, attempt: int, wait_s: float) -> None:
@@ -137,6 +161,11 @@ class StatusFile:
     def skipped(self, record: NodeRecord) -> None:
         """A step will not be uploaded: retention would prune it on arrival."""
         log.info("%s: skipped, newer ones are kept instead", step_name(record.step))
+        self.show(skipped_total=self.status.skipped_total + 1)
+
+    def left_out(self, name: str, why: str) -> None:
+        """A foreign checkpoint will not be uploaded."""
+        log.warning("%s: %s", name.partition("@")[0], why)
         self.show(skipped_total=self.status.skipped_total + 1)
 
     def step_failed(self, name: str, error: WmtpError) -> None:
@@ -163,6 +192,6 @@ def read_status(path: Path) -> Status | None:
         CorruptError: it can't be read.
     """
     try:
-        return decode(Status, path.read_bytes(), subject=str(path), hint="start the uploader again")
+        return decode(Status, below.read_small(path), subject=str(path), hint="start the uploader again")
     except FileNotFoundError:
         return None

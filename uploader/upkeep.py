@@ -5,19 +5,21 @@ everything else is done.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import datetime
 from functools import partial
 
 from uploader import manifest, prune
 from uploader.backlog import Backlog
 from uploader.errors import OwnershipError, WmtpError
+from uploader.journal import Journal
 from uploader.layout import RunDirectory, RunKeys
 from uploader.manifest import Manifest
 from uploader.manifest_file import ManifestFile
 from uploader.run import RunFile
 from uploader.status import StatusFile
 from uploader.store.base import ObjectStore
+from uploader.unfinished import give_up_unwanted
 from uploader.watch import LocalStep
 
 log = logging.getLogger("uploader")
@@ -32,11 +34,12 @@ class Upkeep:
         store: ObjectStore,
         file: ManifestFile,
         keys: RunKeys,
+        journal: Journal,
         status: StatusFile,
         now: Callable[[], datetime],
     ) -> None:
         self._directory, self._store, self._manifest, self._keys = directory, store, file, keys
-        self._status, self._now = status, now
+        self._journal, self._status, self._now = journal, status, now
         self._error: WmtpError | None = None
         self._swept_generation: int | None = None
 
@@ -80,14 +83,23 @@ class Upkeep:
             self._status.pruned([entry.step for entry in gone], where="remote")
         return await self._manifest.update(partial(manifest.adopted, claim=run))
 
-    async def finish(self, run: RunFile, index: Manifest, local: list[LocalStep]) -> None:
-        """Sweep what former generations left, and tell what could not be pruned.
+    async def finish(
+        self, run: RunFile, index: Manifest, local: list[LocalStep], wanted: Collection[str]
+    ) -> None:
+        """Give up uploads that nobody wants any more, sweep what former generations left, and tell what
+        could not be pruned.
+
+        Args:
+            wanted: the steps, as ``step_N@gG``, that wait for their upload or are being written.
 
         Raises:
             WmtpError: the store refused to delete.
         """
+        if not self._keys.in_place:
+            await give_up_unwanted(self._store, self._journal, wanted)
         if run.node == 0 and not self._keys.in_place and self._swept_generation != run.generation:
-            swept = await prune.sweep(self._store, self._keys, index, run, local)
+            stale_s = run.upload.stale_upload_s
+            swept = await prune.sweep(self._store, index, run, local, self._journal, stale_s)
             self._swept_generation = run.generation
             if swept:
                 log.info("swept %d objects that no step names", swept)

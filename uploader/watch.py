@@ -4,18 +4,17 @@ The disk is the truth and is looked at again after every wake-up; a lost notific
 polling interval.
 """
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Set
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
-import anyio
-from watchfiles import awatch
-
-from uploader import layout
+from uploader import below, inotify, layout
 from uploader.errors import CorruptError
 from uploader.files import disk_errors
 from uploader.layout import RunDirectory
 from uploader.record import NodeRecord, decode
+from uploader.retention import Committed
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +23,10 @@ class LocalStep:
 
     Attributes:
         encoded: the node record's bytes as they lie on disk: what goes to the store.
+        is_ours: whether a trainer of ours wrote it, which leaves pruning to the uploader.
     """
 
+    is_ours: ClassVar[bool] = True
     path: Path
     record: NodeRecord
     encoded: bytes
@@ -43,9 +44,21 @@ class LocalStep:
     def generation(self) -> int:
         return self.record.generation
 
+    def check(self) -> None:
+        """Raise ``CorruptError`` if a file changed since it was recorded: of a committed step none does."""
+
 
 class LocalSteps:
-    """The committed steps of a run directory. A record is read once; afterwards only its file's times are."""
+    """The committed steps of a run directory. A record is read once; afterwards only its file's times are.
+
+    ``foreign.ForeignSteps`` also finds those of a trainer that writes no records; the methods that it needs
+    for that have nothing to do here.
+
+    Attributes:
+        end_with_trainer: whether none comes any more once nobody holds the trainer's lock.
+    """
+
+    end_with_trainer: ClassVar[bool] = True
 
     def __init__(self, directory: RunDirectory, *, node: int = 0) -> None:
         self._directory, self._node = directory, node
@@ -69,6 +82,9 @@ class LocalSteps:
             record_path = path / layout.node_record(self._node)
             try:
                 status = record_path.stat()
+                if path.is_symlink():
+                    problem = "its directory is a link: it is left alone"
+                    raise CorruptError(problem, doing="reading", subject=str(record_path))
                 key = (path.name, status.st_ino, status.st_mtime_ns)
                 known[key] = self._known.get(key) or read_step(path, node=self._node)
             except (FileNotFoundError, NotADirectoryError):
@@ -80,6 +96,26 @@ class LocalSteps:
         self._known = known
         return sorted(steps, key=lambda local: -local.step), errors
 
+    async def take(self, choose: Callable[[list[Committed]], Set[int]]) -> bool:
+        """Make a step of the newest checkpoint found that has no record yet; whether there was one.
+
+        Args:
+            choose: says which steps are wanted of those found.
+        """
+        return False
+
+    def vanished(self) -> Set[int]:
+        """Steps that went, other than by our hand, since this was asked last."""
+        return frozenset()
+
+    def incomplete(self) -> list[str]:
+        """What was found and is not complete, with the reasons."""
+        return []
+
+    def settles_in_s(self) -> float:
+        """After how many seconds another look may find more without any change; 0 if it won't."""
+        return 0.0
+
 
 def read_step(path: Path, *, node: int = 0) -> LocalStep:
     """The step in a local directory.
@@ -89,7 +125,7 @@ def read_step(path: Path, *, node: int = 0) -> LocalStep:
         CorruptError: the record can't be read, or it is another step's.
     """
     record_path = path / layout.node_record(node)
-    encoded = record_path.read_bytes()
+    encoded = below.read_small(record_path)
     record = decode(NodeRecord, encoded, subject=str(record_path))
     if record.step != layout.parse_step(path.name):
         problem = f"it is the record of {layout.step_name(record.step)}"
@@ -97,22 +133,15 @@ def read_step(path: Path, *, node: int = 0) -> LocalStep:
     return LocalStep(path, record, encoded)
 
 
-async def changes(path: Path, *, stop: anyio.Event, poll_s: float) -> AsyncGenerator[None, None]:
+async def changes(path: Path, *, poll_s: float) -> AsyncGenerator[None, None]:
     """Yield at once, then when something in the directory changed, and at least every ``poll_s`` seconds.
 
     A directory that is deleted gives one notification and then none: hence the polling.
+
+    Raises:
+        FileNotFoundError: there is no such directory.
     """
-    yield
-    events = awatch(
-        path,
-        recursive=False,
-        step=10,
-        debounce=50,
-        stop_event=stop,
-        yield_on_timeout=True,
-        rust_timeout=int(poll_s * 1000),
-        watch_filter=None,
-        ignore_permission_denied=True,
-    )
-    async for _ in events:
-        yield
+    with inotify.watching(path) as there:
+        while True:
+            yield
+            await there.wait(poll_s)

@@ -20,6 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from uploader import files
+from uploader.below import private
 from uploader.errors import OwnershipError, StoreError, WmtpError
 from uploader.location import Location
 from uploader.settings import StorageSettings
@@ -173,7 +174,7 @@ class DevS3:
         seaweedfs.choose_ports(self._state_file, self._port)
         make_private(self._objects)
         ports = seaweedfs.read_ports(self._state_file)
-        with open(self.log_file, "wb") as log:
+        with open(self.log_file, "wb", opener=private) as log:
             self._process = subprocess.Popen(
                 seaweedfs.command(weed, self._objects, ports, self._tls),
                 env=seaweedfs.environment(self.data, *self._credentials()),
@@ -217,7 +218,7 @@ class DevS3:
         if not self.credentials_file.exists():
             temporary = self.data / "credentials.tmp"
             temporary.unlink(missing_ok=True)
-            with open(temporary, "x", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+            with open(temporary, "x", opener=private) as file:
                 file.write(f"[default]\naws_access_key_id = {secrets.token_hex(10)}\n")
                 file.write(f"aws_secret_access_key = {secrets.token_hex(20)}\n")
             temporary.rename(self.credentials_file)
@@ -300,7 +301,7 @@ def _start_supervisor(server: DevS3, idle_s: float) -> None:
     """Start a supervisor, which comes back once its server answers and goes on in the background."""
     log = server.data / "supervisor.log"
     make_private(server.data)
-    with open(log, "wb") as output:
+    with open(log, "wb", opener=private) as output:
         done = subprocess.run(
             [sys.executable, "-m", "wmtp.dev_s3", "--data", str(server.data), f"--idle-s={idle_s}"],
             start_new_session=True,

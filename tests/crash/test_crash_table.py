@@ -16,6 +16,7 @@ from steps import NOW, assert_whole, keys, make_service, no_wait, uploads
 from uploader import files, layout
 from uploader.errors import StoreDenied, WmtpError
 from uploader.events import CheckpointSaved, RunFinished
+from uploader.journal import Journal
 from uploader.layout import MANIFEST_KEY, RunDirectory
 from uploader.queue import EventQueue, put
 from uploader.record import NodeRecord
@@ -36,7 +37,7 @@ from wmtp.settings.resume import Resume
 pytestmark = pytest.mark.anyio
 
 BIG = b"w" * (17 * 1024**2)
-"""Two parts of 16 MiB."""
+"""Three parts of 8 MiB."""
 
 
 class Died(BaseException):
@@ -215,13 +216,49 @@ async def test_event_before_upload(world: World) -> None:
     assert queue.receive() == []
 
 
+def parts_sent(store: MemoryStore) -> list[int]:
+    return sorted(one.number for one in store.operations if one.name == "upload_part")
+
+
+async def test_upload_begun_before_journal(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = await a_durable_step(world)
+    world.saved(20, started)
+
+    def die(*_: object) -> None:
+        raise Died
+
+    run = RunFile.read(world.directory)
+    with monkeypatch.context() as patched, pytest.raises(BaseExceptionGroup) as died:
+        patched.setattr(Journal, "begin", die)
+        await make_service(world.directory, world.store, run).once()
+    assert died.group_contains(Died)
+    assert len(await uploads(world.store)) == 1
+    assert Journal(world.directory).all() == []
+    await expect_durable(world, 10, 20)
+
+
 async def test_some_parts_uploaded(world: World) -> None:
     started = await a_durable_step(world)
     world.saved(20, started)
-    await world.upload_dies(is_request("upload_part", "step_20/g1/model"))
+    await world.upload_dies(lambda one: one.number == 1)
     assert await world.live() == [10]
-    assert await uploads(world.store) != []
+    assert await uploads(world.store) == ["step_20/g1/model-rank00000-0001.safetensors"]
+    world.store.operations.clear()
     await expect_durable(world, 10, 20)
+    assert parts_sent(world.store) == [2, 3]
+    assert Journal(world.directory).all() == []
+
+
+async def test_file_completed_before_its_answer(world: World) -> None:
+    started = await a_durable_step(world)
+    world.saved(20, started)
+    await world.upload_dies(is_request("complete_upload", "step_20/g1/model"))
+    assert await world.live() == [10]
+    assert Journal(world.directory).find("step_20/g1/model-rank00000-0001.safetensors") is not None
+    world.store.operations.clear()
+    await expect_durable(world, 10, 20)
+    assert parts_sent(world.store) == []
+    assert Journal(world.directory).all() == []
 
 
 async def test_files_before_commit_record(world: World) -> None:

@@ -19,8 +19,8 @@ from uploader.watch import LocalStep
 CLAIMS = [FIRST, claim((1, None), (2, 4)), claim((1, None), (2, 4), (3, 6)), claim((3, None))]
 
 
-def here(step: int, number: int = 1, loss: float = 0.0) -> LocalStep:
-    record = node_record(step, number, metrics={"loss": loss})
+def here(step: int, number: int = 1, loss: float = 0.0, nodes: int = 1) -> LocalStep:
+    record = node_record(step, number, metrics={"loss": loss}, nodes=nodes)
     return LocalStep(Path(f"/run/{layout.step_name(step)}"), record, record.encode())
 
 
@@ -41,8 +41,11 @@ def sort(
     one: Claim = FIRST,
     keep_last: int = 2,
     failed: tuple[str, ...] = (),
+    refused: tuple[str, ...] = (),
+    in_flight: tuple[str, ...] = (),
 ) -> Backlog:
-    return sort_out(local, index, one, Retention(keep_last=keep_last), now=NOW, failed=failed)
+    policy = Retention(keep_last=keep_last)
+    return sort_out(local, index, one, policy, now=NOW, failed=failed, refused=refused, in_flight=in_flight)
 
 
 def test_newest_first_and_what_would_be_pruned_on_arrival_is_skipped() -> None:
@@ -50,6 +53,35 @@ def test_newest_first_and_what_would_be_pruned_on_arrival_is_skipped() -> None:
     assert numbers(backlog.upload) == [4, 3]
     assert sorted(numbers(backlog.skip)) == [1, 2]
     assert backlog.discard == []
+
+
+def test_what_is_in_flight_is_finished_first_if_it_is_worth_it() -> None:
+    steps = [here(step) for step in (1, 2, 3, 4)]
+    backlog = sort(steps, Manifest(run="run"), keep_last=3, in_flight=("step_2@g1", "step_1@g1"))
+    assert numbers(backlog.upload) == [2, 4, 3]
+    assert numbers(backlog.skip) == [1]
+
+
+def test_what_the_store_refused_is_tried_again_and_pushes_no_other_out() -> None:
+    steps = [here(step) for step in (1, 2, 3)]
+    backlog = sort(steps, Manifest(run="run"), keep_last=1, refused=("step_3@g1",))
+    assert numbers(backlog.upload) == [3, 2]
+    assert numbers(backlog.skip) == [1]
+    backlog = sort([*steps, here(4)], Manifest(run="run"), keep_last=1, refused=("step_3@g1",))
+    assert numbers(backlog.upload) == [4]
+    assert backlog.discard == []
+
+
+def test_with_several_nodes_nothing_is_skipped_before_something_newer_is_committed() -> None:
+    """Each node sees other steps come; one that skipped what another uploads would never complete it."""
+    steps = [here(step, nodes=2) for step in (1, 2, 3, 4)]
+    backlog = sort(steps, Manifest(run="run"), keep_last=1)
+    assert numbers(backlog.upload) == [4, 3, 2, 1]
+    assert backlog.skip == []
+    index = there(Manifest(run="run"), here(3))  # as the last of the nodes committed it
+    backlog = sort(steps, index, keep_last=1)
+    assert numbers(backlog.upload) == [4]
+    assert sorted(numbers(backlog.skip)) == [1, 2]
 
 
 def test_the_disk_keeps_what_retention_keeps_and_what_waits() -> None:
@@ -86,8 +118,11 @@ def test_a_branch_that_was_left_goes_when_the_new_one_is_durable() -> None:
     assert numbers(sort([*old, new], index, second).discard) == [6, 8]
 
 
+Situation = tuple[list[LocalStep], Manifest, Claim, Retention, set[str], set[str]]
+
+
 @st.composite
-def situations(draw: st.DrawFn) -> tuple[list[LocalStep], Manifest, Claim, Retention, set[str]]:
+def situations(draw: st.DrawFn) -> Situation:
     one = draw(st.sampled_from(CLAIMS))
     ids = st.tuples(st.integers(0, 12), st.integers(1, 3))
     local = draw(st.lists(ids, unique_by=lambda both: both[0], max_size=8))  # one directory a step
@@ -101,18 +136,18 @@ def situations(draw: st.DrawFn) -> tuple[list[LocalStep], Manifest, Claim, Reten
         keep_best=draw(st.sampled_from([None, KeepBest(metric="loss")])),
         keep_for_s=draw(st.sampled_from([None, 5.0])),
     )
-    steps = [here(*both, draw(loss)) for both in local]
+    nodes = draw(st.sampled_from([1, 2]))
+    steps = [here(*both, draw(loss), nodes) for both in local]
     failed = {each.name for each in steps if draw(st.integers(0, 4)) == 0}
-    return steps, index, one, policy, failed
+    refused = {each.name for each in steps if draw(st.integers(0, 3)) == 0}
+    return steps, index, one, policy, failed, refused
 
 
 @given(situations())
-def test_what_always_holds(
-    situation: tuple[list[LocalStep], Manifest, Claim, Retention, set[str]],
-) -> None:
-    local, index, one, policy, failed = situation
+def test_what_always_holds(situation: Situation) -> None:
+    local, index, one, policy, failed, refused = situation
     now = NOW + timedelta(seconds=10)
-    backlog = sort_out(local, index, one, policy, now=now, failed=failed)
+    backlog = sort_out(local, index, one, policy, now=now, failed=failed, refused=refused)
     durable = {entry.name for entry in index.live.values()}
     upload, skip, discard = ({each.name for each in part} for part in
                              (backlog.upload, backlog.skip, backlog.discard))  # fmt: skip
@@ -127,6 +162,15 @@ def test_what_always_holds(
     newest = max(waiting, key=lambda each: each.step, default=None)
     if newest is not None and newest.step > (index.latest if index.latest is not None else -1):
         assert newest.name in upload
+    # So does the newest of those that the store does not refuse.
+    taken = max(
+        (each for each in waiting if each.name not in refused), key=lambda each: each.step, default=None
+    )
+    if taken is not None and taken.step > (index.latest if index.latest is not None else -1):
+        assert taken.name in upload
+    # What other nodes may be about to complete is not skipped.
+    newer = [each for each in waiting if index.latest is None or each.step > index.latest]
+    assert not {each.name for each in newer if each.record.nodes > 1} & skip
     # Nothing goes while nothing newer of the lineage is durable, and the newest durable one stays.
     if index.latest is None:
         assert not discard
@@ -141,6 +185,6 @@ def test_what_always_holds(
         assert max(here_and_there, key=lambda each: each.step).name not in discard
     # Idempotent: with the discarded steps gone, nothing more goes and the same waits.
     rest = [each for each in local if each.name not in discard]
-    again = sort_out(rest, index, one, policy, now=now, failed=failed)
+    again = sort_out(rest, index, one, policy, now=now, failed=failed, refused=refused)
     assert again.discard == []
     assert again.upload == backlog.upload

@@ -21,8 +21,9 @@ from steps import (
 from uploader import layout
 from uploader.checksum import BLOCK_SIZE_BYTES
 from uploader.commit import commit, create_once
-from uploader.errors import CorruptError, OwnershipError, StoreUnavailable
+from uploader.errors import CorruptError, OwnershipError, StoreDenied, StoreUnavailable
 from uploader.flow import Flow
+from uploader.journal import Journal
 from uploader.layout import RunDirectory, RunKeys
 from uploader.record import CommitRecord
 from uploader.settings import UploadSettings
@@ -39,8 +40,9 @@ async def push(
     local: LocalStep, store: ObjectStore, *, in_place: bool = False, progress: Sequence[list[int]] = ()
 ) -> CommitRecord | None:
     done = progress[0] if progress else []
-    buffers = Flow(UploadSettings(part_size_bytes=BLOCK_SIZE_BYTES, parts_in_flight=4))
-    return await commit(local, store, RunKeys(in_place=in_place), buffers, done.append)
+    flow = Flow(UploadSettings(part_size_bytes=BLOCK_SIZE_BYTES, parts_in_flight=4))
+    journal = Journal(RunDirectory(local.path.parent))
+    return await commit(local, store, RunKeys(in_place=in_place), flow, journal, done.append)
 
 
 async def test_files_then_node_record_then_commit_record(directory: RunDirectory) -> None:
@@ -110,7 +112,62 @@ async def test_a_corrupt_file_commits_nothing(directory: RunDirectory) -> None:
     with pytest.raises(CorruptError, match="model-rank00000-0001"):
         await push(local, store)
     assert not {"step_7/g1/node-0000.json", "step_7/g1/checkpoint.json"} & {*await keys(store)}
-    assert await uploads(store) == []
+
+
+async def test_uploads_that_nobody_wrote_down_go_but_not_another_nodes(directory: RunDirectory) -> None:
+    """The process died between a begin and its journal, or the begin's answer was lost."""
+    local, store = make_step(directory, 7, files=IN_PARTS), MemoryStore()
+    await store.create_upload("step_7/g1/optim-rank00000-0001.safetensors")
+    await store.create_upload("step_7/g1/optim-rank00001-0001.safetensors")
+    left = [Fault(StoreUnavailable("no answer"), "after")]
+    store.faults = lambda one: left.pop() if left and one.name == "create_upload" else None
+    await push(local, RetryingStore(store, Time().clocks.retry))
+    assert not left
+    assert await uploads(store) == ["step_7/g1/optim-rank00001-0001.safetensors"]
+    assert Journal(directory).all() == []
+
+
+async def test_the_journal_holds_an_upload_until_the_records_are_there(directory: RunDirectory) -> None:
+    local, store = make_step(directory, 7, files=IN_PARTS), MemoryStore()
+    held: dict[str, int] = {}
+
+    def faults(operation: Operation) -> None:
+        held.setdefault(operation.name, len(Journal(directory).all()))
+
+    store.faults = faults
+    await push(local, store)
+    assert (held["create_upload"], held["upload_part"], held["complete_upload"]) == (0, 1, 1)
+    assert Journal(directory).all() == []
+
+
+async def test_a_commit_that_was_interrupted_goes_on(directory: RunDirectory) -> None:
+    local, store = make_step(directory, 7, files=IN_PARTS), MemoryStore()
+    died = Fault(StoreDenied("the process died"))
+    store.faults = lambda one: died if (one.name, one.number) == ("upload_part", 2) else None
+    with pytest.raises(StoreDenied):
+        await push(local, store)
+    store.faults = None
+    store.operations.clear()
+    done: list[int] = []
+    await push(local, store, progress=[done])
+    await assert_whole(store)
+    sent = [one.number for one in store.operations if one.name == "upload_part"]
+    assert sent == [2]
+    assert sum(done) == local.record.size_bytes
+    assert await uploads(store) == [] == Journal(directory).all()
+
+
+async def test_records_never_wait_behind_bulk(directory: RunDirectory) -> None:
+    """All slots are taken for ever; what has its files there already is committed all the same."""
+    local, store = make_step(directory, 7), MemoryStore()
+    await push(local, store)
+    await store.delete(["step_7/g1/node-0000.json", "step_7/g1/checkpoint.json"])
+    flow = Flow(UploadSettings(parts_in_flight=1))
+    async with flow.slot():
+        with anyio.fail_after(60):
+            record = await commit(local, store, RunKeys(), flow, Journal(directory), lambda _: None)
+    assert record == CommitRecord.merge([local.encoded])
+    assert await keys(store) == sorted(objects_of(local))
 
 
 async def test_the_node_that_comes_last_commits(directory: RunDirectory) -> None:

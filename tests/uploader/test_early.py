@@ -1,15 +1,18 @@
 """A head start: files of a step that is still being written."""
 
 import pytest
-from steps import FIRST, SMALL, keys, make_service, make_step, run_file
+from steps import FIRST, SMALL, keys, make_service, make_step, run_file, uploads
 
-from uploader import layout
+from uploader import files, layout
+from uploader.checksum import BLOCK_SIZE_BYTES
 from uploader.early import worth_sending
+from uploader.errors import StoreDenied
 from uploader.events import ShardSaved
 from uploader.layout import RunDirectory
 from uploader.queue import EventQueue, put
 from uploader.record import FileRecord
-from uploader.store.memory import MemoryStore
+from uploader.settings import UploadSettings
+from uploader.store.memory import Fault, MemoryStore, Operation
 
 pytestmark = pytest.mark.anyio
 
@@ -54,6 +57,25 @@ async def test_it_is_sent_and_acknowledged_and_the_commit_does_not_send_it_again
     assert not [one for one in store.operations if one.name == "put" and one.key.endswith(NAME)]
 
 
+async def test_what_is_announced_meanwhile_is_sent_in_the_same_round(directory: RunDirectory) -> None:
+    """And once, although it is announced still."""
+    store, second = MemoryStore(), FileRecord.of_bytes("optim-rank00000-0001.safetensors", b"later")
+    written(directory, 20)
+
+    def announce_another(operation: Operation) -> None:
+        if operation.key.endswith(NAME):
+            (directory.temporary(20, 1) / second.path).write_bytes(b"later")
+            put(directory.events(0), ShardSaved(generation=1, step=20, file=second), durable=False)
+
+    store.faults = announce_another
+    service = make_service(directory, store, run_file(FIRST))
+    await service.round()
+    assert await keys(store, "step_20/") == [f"step_20/g1/{NAME}", f"step_20/g1/{second.path}"]
+    store.operations.clear()
+    await service.round()
+    assert not [one for one in store.operations if one.name == "put"]
+
+
 async def test_a_committed_step_comes_first(directory: RunDirectory) -> None:
     store = MemoryStore()
     make_step(directory, 10)
@@ -71,3 +93,42 @@ async def test_a_file_that_is_not_what_was_announced_is_left_to_the_commit(direc
     await service.round()
     assert [key for key in await keys(store) if key.startswith("step_")] == []
     assert service._error is None
+
+
+async def test_what_was_interrupted_is_continued_by_the_commit(directory: RunDirectory) -> None:
+    """Under another path, for the step was renamed meanwhile, and by another process."""
+    store, written_files = MemoryStore(), {NAME: b"w" * (BLOCK_SIZE_BYTES + 5), "state-rank00000.json": b"{}"}
+    run = run_file(FIRST, upload=UploadSettings(part_size_bytes=BLOCK_SIZE_BYTES, parts_in_flight=1))
+    written(directory, 20, written_files[NAME])
+    died = Fault(StoreDenied("the process died"))
+    store.faults = lambda one: died if one.number == 2 else None
+    await make_service(directory, store, run).round()
+    assert await uploads(store) == [f"step_20/g1/{NAME}"]
+    (directory.temporary(20, 1) / NAME).unlink()
+    directory.temporary(20, 1).rmdir()
+    make_step(directory, 20, files=written_files)
+    store.faults = None
+    store.operations.clear()
+    await make_service(directory, store, run).round()
+    assert "step_20/g1/checkpoint.json" in await keys(store)
+    assert [one.number for one in store.operations if one.name == "upload_part"] == [2]
+    assert await uploads(store) == []
+
+
+async def test_while_the_step_is_being_written_its_upload_stays_and_then_goes(
+    directory: RunDirectory,
+) -> None:
+    store, data = MemoryStore(), b"w" * (BLOCK_SIZE_BYTES + 5)
+    run = run_file(FIRST, upload=UploadSettings(part_size_bytes=BLOCK_SIZE_BYTES, parts_in_flight=1))
+    written(directory, 20, data)
+    died = Fault(StoreDenied("the process died"))
+    store.faults = lambda one: died if one.number == 2 else None
+    await make_service(directory, store, run).round()
+    make_step(directory, 10)
+    await make_service(directory, store, run).round()
+    assert await uploads(store) == [f"step_20/g1/{NAME}"]
+    store.faults = None
+    files.move_to_trash(directory.temporary(20, 1), directory.trash)  # its trainer gave up
+    make_step(directory, 11)
+    await make_service(directory, store, run).round()
+    assert await uploads(store) == []

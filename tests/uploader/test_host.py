@@ -229,7 +229,7 @@ async def test_new_runs_of_a_parent_are_picked_up_and_ended_ones_again_when_they
     directory = RunDirectory(parent / "late")
 
     async def until(names: list[str]) -> None:
-        async with aclosing(changes(parent, stop=anyio.Event(), poll_s=0.01)) as wakes:
+        async with aclosing(changes(parent, poll_s=0.01)) as wakes:
             async for _ in wakes:
                 if await live(remote, "late") == names and not files.is_locked(directory.uploader_lock):
                     return

@@ -73,7 +73,7 @@ def test_a_safe_path_stays_below_its_directory(path: str) -> None:
         os.fsencode(path)
         joined = os.path.normpath(os.path.join("/root/step_1", path))
         assert joined == f"/root/step_1/{path}"
-        assert not any(part.startswith(".") for part in path.split("/"))
+        assert not any(part.startswith(".") for part in path.removesuffix(".metadata").split("/"))
 
 
 @pytest.mark.parametrize(
@@ -91,6 +91,9 @@ def test_a_safe_path_stays_below_its_directory(path: str) -> None:
         "C:x",
         ".x",
         "a/.x",
+        ".metadata/x",
+        ".metadata.tmp",
+        "a/..metadata",
         "a\nb",
         "\ud800",
         "a\x9b0m",
@@ -103,7 +106,10 @@ def test_unsafe_paths(path: str) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    [layout.model_shard(0, 1), layout.optim_shard(3, 2), layout.state_file(99999), "__0_0.distcp", "a/b"],
+    [
+        *(layout.model_shard(0, 1), layout.optim_shard(3, 2), layout.state_file(99999), "a/b"),
+        *("__0_0.distcp", ".metadata", "a/.metadata"),
+    ],
 )
 def test_safe_paths(path: str) -> None:
     assert layout.is_safe_path(path)

@@ -1,6 +1,10 @@
-"""One object: whole parts, bounded memory, every lost answer met, a changed file told from a bad network."""
+"""One object: whole parts, bounded memory, every lost answer met, a changed file told from a bad network.
+
+And nothing is sent twice: what was interrupted goes on.
+"""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import anyio
@@ -12,16 +16,18 @@ from uploader.checksum import BLOCK_SIZE_BYTES
 from uploader.errors import (
     ChecksumMismatch,
     CorruptError,
-    DiskError,
     StoreDenied,
     StoreUnavailable,
     UploadMissing,
     WmtpError,
 )
 from uploader.flow import Flow
+from uploader.journal import Journal
+from uploader.layout import RunDirectory
 from uploader.multipart import upload_file
 from uploader.record import FileRecord
 from uploader.settings import UploadSettings
+from uploader.store.base import PartInfo
 from uploader.store.memory import Fault, MemoryStore, Operation
 from uploader.store.retrying import RetryingStore
 
@@ -59,8 +65,7 @@ async def send(
 ) -> int:
     """Upload, and return the bytes of progress."""
     done: list[int] = []
-    flow = flow or make_flow()
-    await upload_file(store, KEY, path, record(data), flow, done.append)
+    await upload_file(store, KEY, path, record(data), flow or make_flow(), journal(path), done.append)
     return sum(done)
 
 
@@ -110,7 +115,7 @@ async def test_a_flipped_bit_names_file_and_bytes_and_stores_nothing(path: Path,
     start = at // BLOCK_SIZE_BYTES * BLOCK_SIZE_BYTES
     with pytest.raises(CorruptError, match=f"uploading {path}: bytes {start} to "):
         await send(store, path)
-    assert await keys(store) == await uploads(store) == []
+    assert await keys(store) == []
 
 
 async def test_a_file_that_is_too_short_or_missing_is_corrupt(path: Path) -> None:
@@ -121,7 +126,7 @@ async def test_a_file_that_is_too_short_or_missing_is_corrupt(path: Path) -> Non
     remove(path)
     with pytest.raises(CorruptError, match=f"{path}: No such file"):
         await send(store, path)
-    assert await keys(store) == await uploads(store) == []
+    assert await keys(store) == []
 
 
 async def test_a_file_the_disk_cannot_read_is_corrupt(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,39 +170,181 @@ async def test_lost_answers_cost_nothing(path: Path, name: str, when: str) -> No
     assert (await store.get(KEY))[0] == DATA
 
 
-async def test_an_upload_that_somebody_aborted_is_no_success(path: Path) -> None:
-    store = MemoryStore()
+async def test_an_upload_that_somebody_aborted_is_begun_anew_once(path: Path) -> None:
+    store, aborted = MemoryStore(), 0
 
     def faults(operation: Operation) -> None:
-        if operation.name == "complete_upload":
+        nonlocal aborted
+        if operation.name == "complete_upload" and aborted < most:
+            aborted += 1
             store._uploads.clear()
 
-    store.faults = faults
+    store.faults, most = faults, 1
+    assert await send(store, path) == len(DATA)
+    assert (await store.get(KEY))[0] == DATA
+    journal(path).forget(KEY)
+    store, aborted, most = MemoryStore(faults=faults), 0, 9
+    store._keep(KEY, b"x" * len(DATA))  # something else under this key is no success
     with pytest.raises(UploadMissing):
         await send(store, path)
-    store._keep(KEY, b"x" * len(DATA))  # something else under this key is none either
-    with pytest.raises(UploadMissing):
-        await send(store, path)
+    assert aborted == 2
+    assert journal(path).all() == []
 
 
-async def test_a_failure_tidies_up_and_is_told_even_where_that_fails(path: Path) -> None:
-    store = MemoryStore(faults=times(1, "upload_part", StoreDenied("first")))
-    with pytest.raises(StoreDenied, match="first"):
+async def test_parts_that_make_something_else_are_sent_anew(path: Path) -> None:
+    store = MemoryStore(faults=times(1, "complete_upload", ChecksumMismatch("BadDigest")))
+    assert await send(store, path) == len(DATA)
+    assert (await store.get(KEY))[0] == DATA
+    assert parts_sent(store) == [1, 1, 2, 2, 3, 3]
+    assert await uploads(store) == []
+    store = MemoryStore(faults=times(9, "complete_upload", ChecksumMismatch("BadDigest")))
+    with pytest.raises(UploadMissing, match="BadDigest; its upload was aborted"):
         await send(store, path)
     assert await uploads(store) == []
-    refused = {"abort_upload": Fault(StoreDenied("then")), "upload_part": Fault(DiskError("first"))}
-    store.faults = lambda one: refused.get(one.name)
-    with pytest.raises(DiskError, match="first"):
-        await send(store, path)
 
 
-async def test_a_cancelled_upload_tidies_up(path: Path) -> None:
+def journal(path: Path) -> Journal:
+    return Journal(RunDirectory(path.parent))
+
+
+def parts_sent(store: MemoryStore) -> list[int]:
+    return sorted(one.number for one in store.operations if one.name == "upload_part")
+
+
+class Taciturn(MemoryStore):
+    """A store that tells no checksum of parts, as SeaweedFS."""
+
+    async def list_parts(self, key: str, upload_id: str) -> list[PartInfo]:
+        return [replace(part, crc64nvme=None) for part in await super().list_parts(key, upload_id)]
+
+
+async def interrupted(store: MemoryStore, path: Path, after: int = 2) -> None:
+    """The process dies when the store has taken so many parts."""
+    left = [after]
+
+    def faults(operation: Operation) -> Fault | None:
+        if operation.name == "upload_part":
+            left[0] -= 1
+        return Fault(StoreDenied("the process died")) if left[0] < 0 else None
+
+    store.faults = faults
+    with pytest.raises(StoreDenied):
+        await send(store, path, flow=one_by_one())
+    store.faults = None
+    store.operations.clear()
+
+
+def one_by_one() -> Flow:
+    return Flow(UploadSettings(part_size_bytes=BLOCK_SIZE_BYTES, parts_in_flight=1))
+
+
+@pytest.mark.parametrize("kind", [MemoryStore, Taciturn])
+async def test_what_was_interrupted_goes_on_with_the_parts_that_are_missing(
+    path: Path, kind: type[MemoryStore]
+) -> None:
+    store = kind()
+    await interrupted(store, path)
+    larger = Flow(UploadSettings(part_size_bytes=2 * BLOCK_SIZE_BYTES))  # the parts there keep their bounds
+    assert await send(store, path, flow=larger) == len(DATA)
+    assert parts_sent(store) == [3]
+    assert (await store.get(KEY))[0] == DATA
+    assert await uploads(store) == []
+
+
+async def test_a_cancelled_upload_goes_on(path: Path) -> None:
     store = MemoryStore()
     with anyio.CancelScope() as scope:
-        store.faults = lambda one: scope.cancel() if one.name == "upload_part" else None
-        await send(store, path)
+        store.faults = lambda one: scope.cancel() if one.number == 2 else None
+        await send(store, path, flow=one_by_one())
     assert scope.cancelled_caught
-    assert await uploads(store) == await keys(store) == []
+    store.faults = None
+    store.operations.clear()
+    assert await send(store, path) == len(DATA)
+    assert 1 not in parts_sent(store)
+    assert (await store.get(KEY))[0] == DATA
+
+
+async def test_without_checksums_a_part_counts_only_if_the_journal_has_it(path: Path) -> None:
+    store = Taciturn()
+    await interrupted(store, path)
+    (file,) = journal(path)._path.glob("*.jsonl")
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join(lines[:-1]) + lines[-1][:10])  # the machine died before that was on disk
+    assert await send(store, path) == len(DATA)
+    assert parts_sent(store) == [2, 3]
+    assert (await store.get(KEY))[0] == DATA
+
+
+async def test_a_part_that_changed_in_the_store_is_sent_again(path: Path) -> None:
+    store = MemoryStore()
+    await interrupted(store, path)
+    (upload,) = store._uploads.values()
+    upload.parts[1] = PartInfo(1, BLOCK_SIZE_BYTES, "other", checksum.of_bytes(b"")), b""
+    await send(store, path)
+    assert parts_sent(store) == [1, 3]
+    assert (await store.get(KEY))[0] == DATA
+
+
+async def test_another_file_is_sent_anew_and_what_was_there_of_the_former_goes(path: Path) -> None:
+    store = MemoryStore()
+    await interrupted(store, path)
+    changed = b"c" * BLOCK_SIZE_BYTES + DATA[BLOCK_SIZE_BYTES:]
+    write(path, changed)
+    await send(store, path, changed)
+    assert parts_sent(store) == [1, 2, 3]
+    assert (await store.get(KEY))[0] == changed
+    assert await uploads(store) == []
+
+
+async def test_another_destination_is_another_upload(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store, other = MemoryStore(), MemoryStore(uri="memory://other")
+    await interrupted(store, path)
+    await send(other, path)
+    assert (await other.get(KEY))[0] == DATA
+    assert await uploads(store) == [KEY]
+    assert f"memory:///{KEY}: an unfinished upload is left there (upload-1)" in caplog.text
+
+
+async def test_a_completed_upload_of_which_nobody_heard_is_done(path: Path) -> None:
+    died = Fault(StoreDenied("died"), "after")
+    store = MemoryStore(faults=lambda one: died if one.name == "complete_upload" else None)
+    with pytest.raises(StoreDenied):
+        await send(store, path)
+    store.faults = None
+    store.operations.clear()
+    assert await send(store, path) == len(DATA)
+    assert [one.name for one in store.operations] == ["list_parts", "head"]
+
+
+async def test_an_upload_the_store_has_lost_is_begun_anew(path: Path) -> None:
+    store = MemoryStore()
+    await interrupted(store, path)
+    store._uploads.clear()
+    assert await send(store, path) == len(DATA)
+    assert parts_sent(store) == [1, 2, 3]
+    assert (await store.get(KEY))[0] == DATA
+
+
+async def test_a_part_is_in_the_journal_before_another_takes_its_place(path: Path) -> None:
+    """So a crash costs no more than what may be in flight."""
+    store, seen = Taciturn(), []
+
+    def faults(operation: Operation) -> None:
+        if operation.name == "upload_part":
+            found = journal(path).find(KEY)
+            seen.append((operation.number, sorted(found.etags) if found else None))
+
+    store.faults = faults
+    await send(store, path, flow=one_by_one())
+    assert seen == [(1, []), (2, [1]), (3, [1, 2])]
+
+
+async def test_bytes_that_the_file_is_to_blame_for_are_not_sent_twice(path: Path) -> None:
+    write(path, b"x" + DATA[1:])
+    store = MemoryStore()
+    with pytest.raises(CorruptError):
+        await send(store, path, flow=one_by_one())
+    assert parts_sent(store).count(1) == 1
 
 
 def test_the_record_guards_the_bytes() -> None:

@@ -1,4 +1,7 @@
-"""Part planning covers every byte once, within S3's limits, and its checksums are the file's."""
+"""Part planning covers every byte once, within S3's limits, and its checksums are the file's.
+
+What a store has of a plan is kept if it is proven, and sent again if it is not.
+"""
 
 import pytest
 from hypothesis import given
@@ -7,7 +10,16 @@ from hypothesis import strategies as st
 from uploader import checksum
 from uploader.checksum import BLOCK_SIZE_BYTES
 from uploader.errors import StoreError
-from uploader.parts import MAX_OBJECT_SIZE_BYTES, MAX_PART_SIZE_BYTES, MAX_PARTS, part_size, plan
+from uploader.parts import (
+    MAX_OBJECT_SIZE_BYTES,
+    MAX_PART_SIZE_BYTES,
+    MAX_PARTS,
+    Part,
+    part_size,
+    plan,
+    reconcile,
+)
+from uploader.store.base import PartInfo
 
 MIB = 1024**2
 wanted_sizes = st.integers(5 * MIB, 5 * 1024 * MIB)
@@ -56,3 +68,36 @@ def test_the_checksum_of_a_part_is_that_of_its_bytes() -> None:
 def test_blocks_that_are_not_the_files_are_an_error() -> None:
     with pytest.raises(ValueError, match="zip"):
         plan(2 * BLOCK_SIZE_BYTES, [checksum.encode(0)], 16 * MIB)
+
+
+@st.composite
+def interrupted(draw: st.DrawFn) -> tuple[list[Part], list[PartInfo], dict[int, str], set[int]]:
+    """A plan, what a store lists of it, what the journal holds, and which parts really are there, whole."""
+    planned = [Part(number, 0, 10, f"crc-{number}") for number in range(1, draw(st.integers(1, 8)) + 1)]
+    stored, noted, whole = [], dict[int, str](), set[int]()
+    tells = draw(st.booleans())
+    for part in planned:
+        fate = draw(st.sampled_from(["absent", "whole", "short", "other bytes", "taken but not noted"]))
+        crc = "other" if fate == "other bytes" else part.crc64nvme
+        size_bytes = 9 if fate == "short" else 10
+        if fate != "absent":
+            stored.append(PartInfo(part.number, size_bytes, f"etag-{crc}", crc if tells else None))
+        if fate == "whole" or (fate != "taken but not noted" and draw(st.booleans())):
+            noted[part.number] = f"etag-{part.crc64nvme}"
+        if fate == "whole" or (fate == "taken but not noted" and tells):
+            whole.add(part.number)
+    strangers = [PartInfo(number, 10, "etag", "crc") for number in draw(st.sets(st.integers(90, 99)))]
+    return planned, draw(st.permutations(stored + strangers)), noted, whole
+
+
+@given(interrupted())
+def test_kept_is_what_the_store_has_whole_and_nothing_else(
+    situation: tuple[list[Part], list[PartInfo], dict[int, str], set[int]],
+) -> None:
+    planned, stored, noted, whole = situation
+    kept = reconcile(planned, stored, noted)
+    assert kept.keys() == whole
+    there = {part.number: part for part in stored}
+    assert kept == {number: there[number].etag for number in whole}
+    assert reconcile(planned, stored, kept) == kept  # a restart of the restart changes nothing
+    assert reconcile(planned, [], noted) == {}

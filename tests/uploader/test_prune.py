@@ -23,6 +23,7 @@ from steps import (
 from uploader import files, layout, manifest, prune
 from uploader.errors import OwnershipError
 from uploader.generation import Claim
+from uploader.journal import Journal
 from uploader.layout import RunDirectory, RunKeys
 from uploader.manifest import Entry, Manifest
 from uploader.manifest_file import ManifestFile
@@ -212,7 +213,7 @@ async def test_the_sweep_takes_what_nothing_will_ever_name(directory: RunDirecto
         await store.create_upload(key)
     there = {*await keys(store)}
     store.operations.clear()
-    assert await prune.sweep(store, KEYS, index, second, [pending]) == 2 * len(goes)
+    assert await prune.sweep(store, index, second, [pending], Journal(directory), 3600.0) == 2 * len(goes)
     assert {*await keys(store)} == there - {*goes}
     assert sorted(await uploads(store)) == sorted(stays + foreign)
     deleted = [one.key for one in store.operations if one.name == "delete"]
@@ -224,7 +225,7 @@ async def test_the_sweep_of_a_zombie_leaves_its_successor_alone(directory: RunDi
     index = committed(store, make_step(directory, 10))
     store._keep("step_11/g2/model", b"being uploaded")
     store._keep("step_3/g2/model", b"being uploaded")
-    assert await prune.sweep(store, KEYS, index, FIRST, []) == 0
+    assert await prune.sweep(store, index, FIRST, [], Journal(directory), 3600.0) == 0
 
 
 async def test_more_than_one_page(directory: RunDirectory) -> None:

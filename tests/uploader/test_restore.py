@@ -12,6 +12,7 @@ from uploader.checksum import BLOCK_SIZE_BYTES
 from uploader.commit import commit
 from uploader.errors import CorruptError, DiskError
 from uploader.flow import Flow
+from uploader.journal import Journal
 from uploader.layout import RunDirectory, RunKeys
 from uploader.manifest import Entry
 from uploader.record import CommitRecord
@@ -43,7 +44,7 @@ class Place:
     async def filled(self) -> "Place":
         local = make_step(self.source, 7, files=IN_PARTS)
         flow = Flow(UploadSettings(part_size_bytes=BLOCK_SIZE_BYTES, parts_in_flight=2))
-        record = await commit(local, self.store, RunKeys(), flow, lambda _: None)
+        record = await commit(local, self.store, RunKeys(), flow, Journal(self.source), lambda _: None)
         assert record is not None
         self.record, self.entry = record, Entry.of(record, RunKeys())
         return self

@@ -68,6 +68,7 @@ def some(*metrics: float | str | None) -> list[Committed]:
 def test_each_rule_alone() -> None:
     ten = some(*range(10))
     assert steps_to_keep(ten, Retention(keep_last=2), now=NOW) == {8, 9}
+    assert steps_to_keep(ten, Retention(keep_last=None), now=NOW) == {*range(10)}
     assert steps_to_keep(ten, Retention(keep_last=1, keep_every=4), now=NOW) == {0, 4, 8, 9}
     now = NOW + timedelta(seconds=9)
     assert steps_to_keep(ten, Retention(keep_last=1, keep_for_s=2), now=now) == {8, 9}

@@ -25,6 +25,7 @@ from steps import (
 from uploader import files, layout, manifest, prune, queue
 from uploader.errors import CorruptError, OwnershipError, StoreDenied, StoreUnavailable
 from uploader.events import CheckpointSaved, RunFinished
+from uploader.journal import Journal
 from uploader.layout import MANIFEST_KEY, RunDirectory, RunKeys
 from uploader.manifest import Manifest
 from uploader.manifest_file import ManifestFile
@@ -169,6 +170,155 @@ async def test_a_record_that_cannot_be_read_fails_its_step_only(
     with pytest.raises(CorruptError, match=r"step_2/node-0000\.json"):
         await make_service(directory, store).once()
     assert await live(store) == ["step_1@g1"]
+
+
+def refusing(word: str) -> Callable[[Operation], Fault | None]:
+    """A store that takes nothing under keys with this word in them: a lock, a denied encryption key."""
+
+    def faults(one: Operation) -> Fault | None:
+        writes = one.name in ("put", "create_upload", "upload_part")
+        return Fault(StoreDenied("access denied", subject=one.key)) if writes and word in one.key else None
+
+    return faults
+
+
+async def test_a_step_that_the_store_refuses_blocks_no_other(
+    directory: RunDirectory, store: MemoryStore
+) -> None:
+    run = run_file(retention=Retention(keep_last=1))
+    service = make_service(directory, store, run)
+    store.faults = refusing("step_3/g1/model")
+    for step in (1, 2, 3):
+        save(directory, step)
+    await service.round()
+    assert await live(store) == ["step_2@g1"], "the newest that can be durable is"
+    status = shown(directory)
+    assert (status.state, status.error) == (
+        "failed", "step_3/g1/model-rank00000-0001.safetensors: access denied"
+    )  # fmt: skip
+    assert status.skipped_total == 1
+    assert directory.step(3).exists() and directory.event_files()
+    store.operations.clear()
+    await service.round()
+    assert store.operations == [], "and is tried again when something changes, not before"
+    save(directory, 4)
+    await service.round()
+    assert await live(store) == ["step_4@g1"]
+    assert "step_3" not in "".join(local(directory)), "retention took it at last"
+    assert (shown(directory).state, shown(directory).error) == ("waiting", None)
+
+
+async def test_a_step_that_was_refused_is_durable_once_the_store_takes_it(
+    directory: RunDirectory, store: MemoryStore
+) -> None:
+    service = make_service(directory, store, run_file(retention=KEEP_ALL))
+    store.faults = refusing("step_2/g1")
+    for step in (1, 2, 3):
+        save(directory, step)
+        await service.round()
+    assert await live(store) == ["step_3@g1", "step_1@g1"]
+    finish(directory, 3)
+    with pytest.raises(StoreDenied, match="step_2/g1"):
+        await make_service(directory, store, run_file(retention=KEEP_ALL)).serve()
+    store.faults = None
+    await make_service(directory, store, run_file(retention=KEEP_ALL)).serve()
+    assert await live(store) == ["step_3@g1", "step_2@g1", "step_1@g1"]
+    assert shown(directory).state == "drained"
+
+
+IN_TWO = {"model.safetensors": b"m" * (8 * 1024**2 + 1)}
+ONE_BY_ONE = UploadSettings(part_size_bytes=8 * 1024**2, parts_in_flight=1)
+
+
+async def dies_sending(directory: RunDirectory, store: MemoryStore, run: RunFile) -> None:
+    """A round of a process that dies when the store has one part of the newest step."""
+    dead = False
+
+    def faults(operation: Operation) -> Fault | None:
+        nonlocal dead
+        dead |= operation.number == 2
+        return Fault(StoreDenied("the process died")) if dead else None
+
+    store.faults = faults
+    await make_service(directory, store, run).round()
+    assert dead
+    store.faults = None
+    store.operations.clear()
+
+
+def committed_in_order(store: MemoryStore) -> list[str]:
+    puts = [one.key for one in store.operations if one.name == "put"]
+    return [key.partition("/")[0] for key in puts if key.endswith("checkpoint.json")]
+
+
+async def test_what_was_in_flight_is_finished_before_anything_newer(
+    directory: RunDirectory, store: MemoryStore
+) -> None:
+    run = run_file(retention=KEEP_ALL, upload=ONE_BY_ONE)
+    for step in (1, 2):
+        save(directory, step, files=IN_TWO)
+    await dies_sending(directory, store, run)
+    save(directory, 3)
+    await make_service(directory, store, run).round()
+    assert committed_in_order(store) == ["step_2", "step_3", "step_1"]
+    assert [
+        one.number for one in store.operations if one.key == "step_2/g1/model.safetensors" and one.number
+    ] == [2]
+    assert await uploads(store) == []
+
+
+async def test_the_upload_of_a_step_that_is_skipped_is_aborted(
+    directory: RunDirectory, store: MemoryStore
+) -> None:
+    run = run_file(retention=Retention(keep_last=1), upload=ONE_BY_ONE)
+    save(directory, 2, files=IN_TWO)
+    await dies_sending(directory, store, run)
+    assert await uploads(store) == ["step_2/g1/model.safetensors"]
+    save(directory, 3)
+    service = make_service(directory, store, run)
+    for _ in range(3):
+        await service.round()
+    assert await live(store) == ["step_3@g1"]
+    assert await uploads(store) == [] == Journal(directory).all()
+    assert shown(directory).skipped_total == 1
+
+
+async def test_the_upload_of_a_step_that_is_corrupt_is_aborted(
+    directory: RunDirectory, store: MemoryStore
+) -> None:
+    run = run_file(upload=ONE_BY_ONE)
+    save(directory, 2, files=IN_TWO)
+    await dies_sending(directory, store, run)
+    (directory.step(2) / "model.safetensors").write_bytes(IN_TWO["model.safetensors"][:-1] + b"x")
+    await make_service(directory, store, run).round()
+    assert {*shown(directory).failed_steps} == {"step_2@g1"}
+    assert await uploads(store) == await live(store) == [] == Journal(directory).all()
+    assert not [key for key in await keys(store) if key.startswith("step_")]
+
+
+async def test_the_upload_of_a_step_that_a_rewind_left_behind_is_aborted(
+    directory: RunDirectory, store: MemoryStore
+) -> None:
+    save(directory, 1)
+    run = run_file(upload=ONE_BY_ONE)
+    await make_service(directory, store, run).round()
+    save(directory, 2, files=IN_TWO)
+    await dies_sending(directory, store, run)
+    second = claim((1, None), (2, 1))
+    await taken(store, second)
+    await make_service(directory, store, run_file(second, upload=ONE_BY_ONE)).round()
+    assert await uploads(store) == [] == Journal(directory).all()
+
+
+async def test_an_upload_nobody_goes_on_with_is_aborted_when_it_is_stale(directory: RunDirectory) -> None:
+    clock = [1000.0]
+    store = MemoryStore(now=lambda: clock[0])
+    await taken(store, FIRST)
+    await store.create_upload("step_9/g1/another-nodes")
+    for now_s, left in ((1000.0 + 7 * 86_400, 1), (1001.0 + 7 * 86_400, 0)):
+        clock[0] = now_s
+        await make_service(directory, store).round()
+        assert len(await uploads(store)) == left
 
 
 async def test_a_refusal_is_shown_and_tried_again_at_the_next_change(

@@ -9,6 +9,7 @@ from steps import NOW, make_step, run_file
 
 from uploader import files
 from uploader.errors import CorruptError, SettingsError, StoreDenied, StoreUnavailable
+from uploader.flow import FlowState
 from uploader.layout import RunDirectory
 from uploader.settings import StorageSettings
 from uploader.status import RECENT, Status, StatusFile, read_status
@@ -47,6 +48,15 @@ def test_an_upload_from_beginning_to_end(directory: RunDirectory, status: Status
     assert (found.newest_local_step, found.newest_durable_step, found.durability_lag_steps) == (9, 7, 2)
     assert (found.durable_total, found.retries_total, found.upload) == (1, 1, None)
     assert [(one.step, one.upload_s) for one in found.recent] == [(7, 2.5)]
+
+
+def test_the_bounds_of_an_upload_are_shown(directory: RunDirectory, status: StatusFile) -> None:
+    status.uploading(make_step(directory, 7).record)
+    status.progressed(100, FlowState(3, 40e6, 50e6, 0.25))
+    upload = shown(directory).upload
+    assert upload is not None
+    assert (upload.done_bytes, upload.parts_limit, upload.pacing) == (100, 3, 0.25)
+    assert (upload.bandwidth_bytes_per_s, upload.bandwidth_limit_bytes_per_s) == (40e6, 50e6)
 
 
 def test_what_went_wrong_is_kept(directory: RunDirectory, status: StatusFile) -> None:
@@ -112,7 +122,7 @@ def test_no_credential_can_get_into_run_file_or_status() -> None:
     secrets = {"secret", "password", "token", "key", "credential", "credentials"}
     for model in (Status, StorageSettings):
         for name in model.model_fields:
-            if name not in ("credentials_file", "sse_kms_key_id"):  # a path; the name of a key
+            if name not in ("credentials_file", "sse_kms_key_id", "sse_c_key_file"):  # paths; a key's name
                 assert not secrets & {*name.split("_")}
     for destination in ("s3://AKIA:hunter2@bucket/run", "s3://bucket/run?X-Amz-Signature=hunter2"):
         with pytest.raises(SettingsError) as caught:

@@ -7,7 +7,7 @@ import anyio
 import pytest
 from steps import make_step, node_record
 
-from uploader import watch
+from uploader import inotify, watch
 from uploader.errors import CorruptError, DiskError
 from uploader.layout import RunDirectory
 from uploader.layout import node_record as record_name
@@ -82,7 +82,7 @@ def test_a_directory_that_cannot_be_read_is_named(
 
 async def test_the_first_look_is_at_once_and_a_rename_wakes(directory: RunDirectory) -> None:
     with anyio.fail_after(30):
-        async with aclosing(changes(directory.path, stop=anyio.Event(), poll_s=0.05)) as wakes:
+        async with aclosing(changes(directory.path, poll_s=0.05)) as wakes:
             await anext(wakes)
             make_step(directory, 1)
             await anext(wakes)
@@ -90,9 +90,36 @@ async def test_the_first_look_is_at_once_and_a_rename_wakes(directory: RunDirect
 
 async def test_a_directory_that_goes_is_polled_on(directory: RunDirectory) -> None:
     with anyio.fail_after(30):
-        async with aclosing(changes(directory.path, stop=anyio.Event(), poll_s=0.05)) as wakes:
+        async with aclosing(changes(directory.path, poll_s=0.05)) as wakes:
             await anext(wakes)
             await anext(wakes)
             directory.path.rmdir()
             for _ in range(3):
                 await anext(wakes)
+
+
+async def test_without_inotify_it_is_polled(
+    directory: RunDirectory, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(inotify.ctypes, "CDLL", lambda *_, **__: object())
+    with anyio.fail_after(30):
+        async with aclosing(changes(directory.path, poll_s=0.01)) as wakes:
+            for _ in range(3):
+                await anext(wakes)
+
+
+async def test_a_directory_that_is_not_there_is_named(directory: RunDirectory) -> None:
+    with pytest.raises(FileNotFoundError, match="none"):
+        async with aclosing(changes(directory.path / "none", poll_s=1)) as wakes:
+            await anext(wakes)
+
+
+def test_events_are_names() -> None:
+    def event(name: bytes, size_bytes: int) -> bytes:
+        return inotify.EVENT.pack(1, 2, 0, size_bytes) + name.ljust(size_bytes, b"\0")
+
+    assert [*inotify.names_in(event(b"step_1", 16) + event(b"", 0) + event(b".lock", 8))] == [
+        b"step_1",
+        b"",
+        b".lock",
+    ]

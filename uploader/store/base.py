@@ -65,6 +65,7 @@ class ObjectStore(Protocol):
 
         Raises:
             ObjectMissing: no such key.
+            CorruptError: it is too large for what is read whole (``below.MAX_SMALL_BYTES``).
         """
         ...
 
@@ -115,8 +116,12 @@ class ObjectStore(Protocol):
         """Delete objects, in batches; a key that is not there is no error."""
         ...
 
-    async def create_upload(self, key: str) -> str:
-        """Begin a multipart upload and return its ``upload_id``."""
+    async def create_upload(self, key: str, *, crc64nvme: str | None = None) -> str:
+        """Begin a multipart upload and return its ``upload_id``.
+
+        Args:
+            crc64nvme: of the whole object, kept with it where the store keeps no such checksum by itself.
+        """
         ...
 
     async def upload_part(self, key: str, upload_id: str, number: int, body: Body, crc64nvme: str) -> str:

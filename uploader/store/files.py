@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from uploader import checksum
+from uploader.below import private
 from uploader.errors import DiskError, StoreUnavailable, WmtpError
 from uploader.store.base import ObjectInfo
 from uploader.store.body import Body, pieces
@@ -44,7 +45,7 @@ def of_os_error(error: OSError, *, doing: str, subject: str) -> WmtpError:
 
 def write(path: Path, body: Body) -> None:
     """A new file of these bytes, fsynced; its name is not durable yet."""
-    with open(path, "xb", buffering=0) as file:
+    with open(path, "xb", buffering=0, opener=private) as file:
         for piece in pieces(body):
             rest = piece
             while rest:
@@ -54,7 +55,7 @@ def write(path: Path, body: Body) -> None:
 
 def concatenate(path: Path, sources: Iterable[Path]) -> None:
     """A new file of the contents of ``sources``, fsynced; the kernel copies, or shares blocks if it can."""
-    with open(path, "xb", buffering=0) as file:
+    with open(path, "xb", buffering=0, opener=private) as file:
         for source in sources:
             with open(source, "rb", buffering=0) as part:
                 _append(file.fileno(), part.fileno())
@@ -91,7 +92,7 @@ def make_directory(path: Path) -> None:
     if not path.is_dir():
         make_directory(path.parent)
         with suppress(FileExistsError):
-            path.mkdir()
+            path.mkdir(mode=0o700)
             sync_directory(path.parent)
 
 

@@ -17,6 +17,7 @@ from typing import TypeVar
 from anyio import to_thread
 
 from uploader import checksum
+from uploader.below import check_small, private
 from uploader.errors import (
     ChecksumMismatch,
     CorruptError,
@@ -53,7 +54,9 @@ class LocalStore:
     async def get(self, key: str) -> tuple[bytes, ObjectInfo]:
         def read() -> tuple[bytes, ObjectInfo]:
             with open(self._path(key), "rb") as file:
-                data, modified_at = file.read(), os.fstat(file.fileno()).st_mtime
+                status = os.fstat(file.fileno())
+                check_small(status.st_size, self._name(key))
+                data, modified_at = file.read(), status.st_mtime
             crc = checksum.of_bytes(data)
             return data, ObjectInfo(key, len(data), crc, crc, modified_at)
 
@@ -126,12 +129,12 @@ class LocalStore:
         if keys:
             await self._run(remove, "deleting", keys[0])
 
-    async def create_upload(self, key: str) -> str:
+    async def create_upload(self, key: str, *, crc64nvme: str | None = None) -> str:
         def create() -> str:
             self._path(key)
             upload_id = uuid.uuid4().hex
             with self._temporary() as temporary:
-                temporary.mkdir()
+                temporary.mkdir(mode=0o700)
                 files.write(temporary / "key", key.encode())
                 files.publish(temporary, self._uploads / upload_id)
             return upload_id
@@ -260,7 +263,7 @@ class LocalStore:
         """Remove, once, what processes that died left behind; ages by the file system's clock."""
         if not self._swept:
             self._swept = True
-            self._lock_file.touch()
+            self._lock_file.touch(0o600)
             now = self._lock_file.stat().st_mtime
             for path in self._staging.iterdir():
                 with suppress(FileNotFoundError):
@@ -270,7 +273,7 @@ class LocalStore:
     @contextmanager
     def _locked(self) -> Iterator[None]:
         files.make_directory(self._lock_file.parent)
-        with open(self._lock_file, "wb") as file:
+        with open(self._lock_file, "wb", opener=private) as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 

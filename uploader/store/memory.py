@@ -142,7 +142,7 @@ class MemoryStore:
                 for key in keys[start : start + PAGE]:
                     self._objects.pop(key, None)
 
-    async def create_upload(self, key: str) -> str:
+    async def create_upload(self, key: str, *, crc64nvme: str | None = None) -> str:
         await anyio.lowlevel.checkpoint()
         with self._operation("create_upload", key):
             upload_id = next(self._upload_ids)

@@ -1,39 +1,58 @@
-"""A bucket's prefix as an ``ObjectStore``, over aioboto3; the only importer of it and of botocore.
+"""A bucket's prefix as an ``ObjectStore``, over aioboto3.
 
-Every call is one request, never repeated by the client. Checksums are ours (CRC64-NVME), given with each body
-and asked for with each answer, so that a payload is neither signed nor hashed a second time.
+Every call is one request, never repeated by the client, after those that find out what the store can do.
+Checksums are ours (CRC64-NVME), given with each body and asked for with each answer, so that a payload is
+neither signed nor hashed a second time; a store that does not verify them gets the strongest that it does.
 """
 
-import base64
-import hashlib
-import ssl
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from email.utils import parsedate_to_datetime
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import aioboto3
-from aiobotocore.config import AioConfig  # type: ignore[import-untyped]
-from aiobotocore.session import AioSession  # type: ignore[import-untyped]
+import anyio
 from botocore.exceptions import ClientError  # type: ignore[import-untyped]
-from botocore.httpsession import get_cert_path  # type: ignore[import-untyped]
-from botocore.utils import get_environ_proxies  # type: ignore[import-untyped]
 
-from uploader.errors import ChecksumMismatch, CorruptError, SettingsError, StoreError
+from uploader import presets
+from uploader.below import check_small
+from uploader.errors import ChecksumMismatch, CorruptError, ObjectMissing, StoreError, UploadMissing
 from uploader.location import Location
 from uploader.settings import StorageSettings
 from uploader.store.base import ObjectInfo, PartInfo, UploadInfo
 from uploader.store.body import Body
-from uploader.store.body import crc64nvme as checksum_of
+from uploader.store.capabilities import Capabilities
+from uploader.store.probe import find_out
+from uploader.store.s3_answer import Received
 from uploader.store.s3_body import RequestBody
+from uploader.store.s3_client import make_client
 from uploader.store.s3_errors import answered, speaking
-from uploader.store.s3_wire import Pace, Received, Wire, into
+from uploader.store.s3_seal import seal
+from uploader.store.s3_shapes import (
+    FULL_OBJECT,
+    arrived,
+    bare,
+    check_sums,
+    code,
+    given,
+    named_parts,
+    noting,
+    object_info,
+    part_info,
+    status,
+    whole,
+)
+from uploader.store.s3_wire import Pace, into
+from uploader.tasks import side_by_side
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3 import S3Client
 
+Tell = Callable[[Capabilities], None]
+
 DELETE_BATCH = 1000
+DELETES_AT_ONCE = 16
+NOT_OFFERED = (405, 501)
 CONNECTIONS = 32
 
 
@@ -51,35 +70,51 @@ class S3Store:
         answered_at: the store's ``Date`` of its latest answer, seconds since the epoch; None before one.
     """
 
-    def __init__(self, client: "S3Client", location: Location, storage: StorageSettings) -> None:
+    def __init__(
+        self,
+        client: "S3Client",
+        location: Location,
+        storage: StorageSettings,
+        capabilities: Capabilities | None = None,
+        tell: Tell | None = None,
+    ) -> None:
         self.answered_at: float | None = None
         self._client, self._location, self._bucket = client, location, location.bucket
         self._root = f"{location.path}/" if location.path else ""
-        self._sse = _given(ServerSideEncryption=storage.sse, SSEKMSKeyId=storage.sse_kms_key_id)
+        self._storage, self._capabilities, self._tell = storage, capabilities, tell
+        self._asking = anyio.Lock()
+        self._deletes_singly = presets.deletes_singly(storage)
         client.meta.events.register("after-call.s3", self._note_date)
-        client.meta.events.register("before-sign.s3.DeleteObjects", _add_content_md5)
 
     @classmethod
     @asynccontextmanager
     async def open(
-        cls, location: Location, storage: StorageSettings, *, pace: Pace = _at_once
+        cls,
+        location: Location,
+        storage: StorageSettings,
+        *,
+        pace: Pace = _at_once,
+        connections: int = CONNECTIONS,
+        capabilities: Capabilities | None = None,
+        tell: Tell | None = None,
     ) -> AsyncIterator["S3Store"]:
         """The store of ``location``, its connections open while the context lasts. Nothing is sent yet.
 
         Args:
             pace: how long to wait before so many bytes of a file are sent.
+            connections: how many requests may be under way at once.
+            capabilities: what the store does, where that is known; else it is probed before the first write.
+            tell: told of the capabilities, once they are known.
 
         Raises:
-            SettingsError: the credentials file or the CA bundle can't be read.
+            SettingsError: a file that the settings name can't be read.
             StoreDenied: there is no such profile, or the AWS files can't be read.
         """
-        _check_files(storage)
+        storage = presets.filled(storage)
         async with AsyncExitStack() as stack:
             with speaking("connecting to", str(location)):
-                session = _make_session(storage)
-                client = await stack.enter_async_context(_make_client(session, storage))
-                _lay_wire(client, session, storage, pace, stack)
-            yield cls(client, location, storage)
+                client = await make_client(storage, pace, connections, stack)
+            yield cls(client, location, storage, capabilities, tell)
 
     @property
     def uri(self) -> str:
@@ -91,15 +126,16 @@ class S3Store:
             try:
                 await self._client.create_bucket(Bucket=self._bucket)
             except ClientError as error:
-                if error.response["Error"]["Code"] not in ("BucketAlreadyOwnedByYou", "BucketAlreadyExists"):
+                if code(error) not in ("BucketAlreadyOwnedByYou", "BucketAlreadyExists"):
                     raise
 
     async def get(self, key: str) -> tuple[bytes, ObjectInfo]:
         with speaking("reading", self._name(key)):
             answer = await self._client.get_object(**self._at(key), ChecksumMode="ENABLED")
             async with answer["Body"] as stream:
+                check_small(answer["ContentLength"], self._name(key))
                 data = await stream.read()
-            return data, _info(key, answer)
+            return data, object_info(key, answer)
 
     async def get_range(self, key: str, start: int, into: memoryview) -> None:
         if not len(into):
@@ -117,10 +153,12 @@ class S3Store:
     async def head(self, key: str) -> ObjectInfo:
         with speaking("reading", self._name(key)):
             try:
-                return _info(key, await self._client.head_object(**self._at(key), ChecksumMode="ENABLED"))
+                return object_info(
+                    key, await self._client.head_object(**self._at(key), ChecksumMode="ENABLED")
+                )
             except ClientError as error:
                 # An answer to HEAD has no body: a missing bucket and a missing key look the same.
-                if _status(error) == 404 and await self._bucket_is_missing():
+                if status(error) == 404 and await self._bucket_is_missing():
                     raise answered("NoSuchBucket", doing="reading", subject=self.uri) from error
                 raise
 
@@ -133,15 +171,47 @@ class S3Store:
         if_absent: bool = False,
         if_match: str | None = None,
     ) -> str:
-        with speaking("writing", self._name(key)):
+        """See ``ObjectStore``. A condition that the store ignores is looked at before: that protects from
+        what is there already, not from who writes at the same moment.
+        """
+        can, name = await self.capabilities(), self._name(key)
+        sealed = await seal(body, crc64nvme, can.checksum, subject=name)
+        with speaking("writing", name):
+            condition = await self._condition(key, can, if_absent, if_match)
             answer = await self._client.put_object(
                 **self._at(key),
-                **self._sse,
-                **_given(IfNoneMatch="*" if if_absent else None, IfMatch=if_match),
+                **condition,
+                **sealed.fields,
+                **noting(None if can.keeps_crc64nvme else sealed.crc64nvme),
                 Body=RequestBody(body),
-                ChecksumCRC64NVME=crc64nvme or checksum_of(body),
             )
-            return _bare(answer["ETag"])
+        try:
+            return arrived(answer["ETag"], sealed, subject=name)
+        except ChecksumMismatch:
+            await self.delete([key])
+            raise
+
+    async def _condition(self, key: str, can: Capabilities, if_absent: bool, if_match: str | None) -> Any:
+        """The condition as the store wants it; none where it knows none, after a look of our own.
+
+        Raises:
+            PreconditionFailed: it does not hold, as far as can be seen now.
+        """
+        if if_absent and not can.create_once and await self._etag(key) is not None:
+            raise answered("PreconditionFailed", doing="writing", subject=self._name(key))
+        if if_match is not None and not can.compare_and_swap and await self._etag(key) != if_match:
+            raise answered("PreconditionFailed", doing="writing", subject=self._name(key))
+        quoted = f'"{if_match}"' if can.quoted_etags else if_match
+        return given(
+            IfNoneMatch="*" if if_absent and can.create_once else None,
+            IfMatch=quoted if if_match is not None and can.compare_and_swap else None,
+        )
+
+    async def _etag(self, key: str) -> str | None:
+        try:
+            return (await self.head(key)).etag
+        except ObjectMissing:
+            return None
 
     async def list(self, prefix: str = "") -> AsyncIterator[ObjectInfo]:
         pages = self._client.get_paginator("list_objects_v2").paginate(
@@ -154,76 +224,92 @@ class S3Store:
             if page is None:
                 return
             for entry in page.get("Contents", []):
-                yield _info(self._relative(entry["Key"]), entry)
+                yield object_info(self._relative(entry["Key"]), entry)
 
     async def delete(self, keys: Sequence[str]) -> None:
         for start in range(0, len(keys), DELETE_BATCH):
             batch = keys[start : start + DELETE_BATCH]
-            with speaking("deleting", self._name(batch[0])):
+            if not self._deletes_singly:
+                self._deletes_singly = not await self._delete_batch(batch)
+            if self._deletes_singly:
+                await side_by_side((partial(self._delete_one, key) for key in batch), at_most=DELETES_AT_ONCE)
+
+    async def _delete_batch(self, batch: Sequence[str]) -> bool:
+        """Delete with one request; False where the store has none for that."""
+        with speaking("deleting", self._name(batch[0])):
+            try:
                 answer = await self._client.delete_objects(
                     Bucket=self._bucket,
                     Delete={"Objects": [{"Key": self._root + key} for key in batch], "Quiet": True},
                 )
-            for failed in answer.get("Errors", []):
-                if failed["Code"] != "NoSuchKey":
-                    key = self._relative(failed["Key"])
-                    raise answered(failed["Code"], doing="deleting", subject=self._name(key))
+            except ClientError as error:
+                if status(error) in NOT_OFFERED or code(error) == "NotImplemented":
+                    return False
+                raise
+        for failed in answer.get("Errors", []):
+            if failed["Code"] != "NoSuchKey":
+                key = self._relative(failed["Key"])
+                raise answered(failed["Code"], doing="deleting", subject=self._name(key))
+        return True
 
-    async def create_upload(self, key: str) -> str:
+    async def _delete_one(self, key: str) -> None:
+        with speaking("deleting", self._name(key)):
+            try:
+                await self._client.delete_object(**self._at(key))
+            except ClientError as error:
+                if code(error) not in ("NoSuchKey", "404"):
+                    raise
+
+    async def create_upload(self, key: str, *, crc64nvme: str | None = None) -> str:
+        is_kept = (await self.capabilities()).full_object
         with speaking("beginning the upload of", self._name(key)):
             answer = await self._client.create_multipart_upload(
-                **self._at(key), **self._sse, ChecksumAlgorithm="CRC64NVME", ChecksumType="FULL_OBJECT"
+                **self._at(key),
+                **(FULL_OBJECT if is_kept else {}),
+                **noting(None if is_kept else crc64nvme),
             )
             return answer["UploadId"]
 
     async def upload_part(self, key: str, upload_id: str, number: int, body: Body, crc64nvme: str) -> str:
-        with speaking(f"uploading part {number} of", self._name(key)):
+        name = self._name(key)
+        sealed = await seal(body, crc64nvme, (await self.capabilities()).checksum, subject=name)
+        with _in_upload(f"uploading part {number} of", name):
             answer = await self._client.upload_part(
                 **self._at(key),
+                **sealed.fields,
                 UploadId=upload_id,
                 PartNumber=number,
                 Body=RequestBody(body),
-                ChecksumCRC64NVME=crc64nvme,
             )
-            return _bare(answer["ETag"])
+        return arrived(answer["ETag"], sealed, subject=name)
 
     async def list_parts(self, key: str, upload_id: str) -> Sequence[PartInfo]:
-        with speaking("listing the parts of", self._name(key)):
+        with _in_upload("listing the parts of", self._name(key)):
             pages = self._client.get_paginator("list_parts").paginate(**self._at(key), UploadId=upload_id)
-            return [
-                PartInfo(part["PartNumber"], part["Size"], _bare(part["ETag"]), part.get("ChecksumCRC64NVME"))
-                async for page in pages
-                for part in page.get("Parts", [])
-            ]
+            return [part_info(part) async for page in pages for part in page.get("Parts", [])]
 
     async def complete_upload(
         self, key: str, upload_id: str, parts: Sequence[PartInfo], *, size_bytes: int, crc64nvme: str
     ) -> str:
-        named = [
-            {"PartNumber": part.number, "ETag": part.etag, **_given(ChecksumCRC64NVME=part.crc64nvme)}
-            for part in sorted(parts, key=lambda part: part.number)
-        ]
-        with speaking("completing the upload of", self._name(key)):
-            if sum(part.size_bytes for part in parts) != size_bytes:  # some stores ignore MpuObjectSize
-                raise ChecksumMismatch(
-                    "the parts make another size", doing="completing", subject=self._name(key)
+        name, is_told = self._name(key), (await self.capabilities()).full_object
+        check_sums(parts, size_bytes, crc64nvme, subject=name)
+        with _in_upload("completing the upload of", name):
+            try:
+                answer = await self._client.complete_multipart_upload(
+                    **self._at(key),
+                    **(whole(size_bytes, crc64nvme) if is_told else {}),
+                    UploadId=upload_id,
+                    MultipartUpload=named_parts(parts, with_checksums=is_told),
                 )
-            answer = await self._client.complete_multipart_upload(
-                **self._at(key),
-                UploadId=upload_id,
-                MultipartUpload={"Parts": named},  # type: ignore[typeddict-item]
-                ChecksumCRC64NVME=crc64nvme,
-                ChecksumType="FULL_OBJECT",
-                MpuObjectSize=size_bytes,
-            )
-            return _bare(answer["ETag"])
+            except ClientError as error:
+                if status(error) == 500:  # Ceph never says otherwise where there is no such upload
+                    await self.list_parts(key, upload_id)
+                raise
+        return bare(answer.get("ETag", "")) or (await self.head(key)).etag  # Ceph gives an empty one
 
     async def abort_upload(self, key: str, upload_id: str) -> None:
-        with speaking("aborting the upload of", self._name(key)):
-            try:
-                await self._client.abort_multipart_upload(**self._at(key), UploadId=upload_id)
-            except self._client.exceptions.NoSuchUpload:
-                return
+        with suppress(UploadMissing), _in_upload("aborting the upload of", self._name(key)):
+            await self._client.abort_multipart_upload(**self._at(key), UploadId=upload_id)
 
     async def list_uploads(self, prefix: str = "") -> AsyncIterator[UploadInfo]:
         # By hand: SeaweedFS orders by upload id and gives no NextKeyMarker, which botocore's paginator needs.
@@ -238,7 +324,7 @@ class S3Store:
                 yield UploadInfo(self._relative(upload["Key"]), upload["UploadId"], initiated_at)
             if not page.get("IsTruncated"):
                 return
-            marker = _given(
+            marker = given(
                 KeyMarker=page.get("NextKeyMarker") or None,
                 UploadIdMarker=page.get("NextUploadIdMarker") or None,
             )
@@ -247,11 +333,25 @@ class S3Store:
                     "the store's listing stops halfway", doing="listing", subject=self._name(prefix)
                 )
 
+    async def capabilities(self) -> Capabilities:
+        """What the store does; asked of it before the first write, once in a process.
+
+        Raises:
+            StoreError: it can't be asked.
+        """
+        async with self._asking:
+            if self._capabilities is None:
+                self._capabilities = await find_out(self._client, self._bucket, self._root, self._storage)
+            if self._tell is not None:
+                self._tell(self._capabilities)
+                self._tell = None
+            return self._capabilities
+
     async def _bucket_is_missing(self) -> bool:
         try:
             await self._client.head_bucket(Bucket=self._bucket)
         except ClientError as error:
-            return _status(error) == 404
+            return status(error) == 404
         return False
 
     def _at(self, key: str) -> Any:
@@ -269,47 +369,14 @@ class S3Store:
             self.answered_at = parsedate_to_datetime(date).timestamp()
 
 
-def _make_session(storage: StorageSettings) -> AioSession:
-    """Settings and credentials of the AWS chain, and nothing else."""
-    session = AioSession()
-    if storage.credentials_file:
-        session.set_config_variable("credentials_file", storage.credentials_file)
-    return session
-
-
-def _make_client(session: AioSession, storage: StorageSettings) -> Any:
-    """An S3 client that repeats nothing and hashes nothing."""
-    # A profile named outright outranks AWS_ACCESS_KEY_ID, as a file named outright must too.
-    profile = storage.profile or ("default" if storage.credentials_file else None)
-    config = AioConfig(
-        s3={"payload_signing_enabled": False, "addressing_style": storage.addressing_style},
-        retries={"total_max_attempts": 1},
-        request_checksum_calculation="when_required",
-        response_checksum_validation="when_required",
-        max_pool_connections=CONNECTIONS,
-        connect_timeout=storage.connect_timeout_s,
-        read_timeout=storage.read_timeout_s,
-    )
-    made = aioboto3.Session(botocore_session=session, profile_name=profile, region_name=storage.region)
-    return made.client("s3", endpoint_url=storage.endpoint_url, verify=storage.ca_bundle, config=config)
-
-
-def _lay_wire(
-    client: Any, session: AioSession, storage: StorageSettings, pace: Pace, stack: AsyncExitStack
-) -> None:
-    """Let bulk bytes pass by aiohttp; behind a proxy, which only aiohttp knows how to pass, they don't."""
-    if get_environ_proxies(client.meta.endpoint_url):
-        return
-    authorities = get_cert_path(storage.ca_bundle or session.get_config_variable("ca_bundle") or True)
-    wire = Wire(
-        tls=ssl.create_default_context(cafile=authorities),
-        connect_timeout_s=storage.connect_timeout_s,
-        timeout_s=storage.read_timeout_s,
-        connections=CONNECTIONS,
-        pace=pace,
-    )
-    client.meta.events.register("before-send.s3", wire.send)
-    stack.callback(wire.close)
+@contextmanager
+def _in_upload(doing: str, subject: str) -> Iterator[None]:
+    """As ``speaking``. What Ceph calls a missing key is a missing upload."""
+    try:
+        with speaking(doing, subject):
+            yield
+    except ObjectMissing as error:
+        raise answered("NoSuchUpload", doing=doing, subject=subject) from error
 
 
 @contextmanager
@@ -333,51 +400,3 @@ async def _filled(body: Any, target: memoryview) -> int:
             target[filled : filled + len(chunk)] = chunk
             filled += len(chunk)
     return filled
-
-
-def _check_files(storage: StorageSettings) -> None:
-    """Read the named files now: later the client would take their absence for another trouble."""
-    try:
-        if storage.credentials_file:
-            Path(storage.credentials_file).read_bytes()
-    except OSError as error:
-        raise _unreadable("storage.credentials_file", storage.credentials_file) from error
-    try:
-        if storage.ca_bundle:
-            ssl.create_default_context(cafile=storage.ca_bundle)
-    except OSError as error:
-        raise _unreadable("storage.ca_bundle", storage.ca_bundle) from error
-
-
-def _unreadable(field: str, path: str | None) -> SettingsError:
-    return SettingsError(f"{path} can't be read", subject=field, hint="correct the path or the file")
-
-
-def _add_content_md5(request: Any, **_: Any) -> None:
-    """Older stores want Content-MD5 with DeleteObjects, where botocore gives only a newer checksum."""
-    digest = hashlib.md5(request.body, usedforsecurity=False).digest()
-    request.headers["Content-MD5"] = base64.b64encode(digest).decode()
-
-
-def _info(key: str, answer: Mapping[str, Any]) -> ObjectInfo:
-    size_bytes = answer["Size"] if "Size" in answer else answer["ContentLength"]
-    modified = answer.get("LastModified")
-    return ObjectInfo(
-        key,
-        size_bytes,
-        _bare(answer["ETag"]),
-        answer.get("ChecksumCRC64NVME"),
-        modified.timestamp() if modified else None,
-    )
-
-
-def _given(**fields: Any) -> Any:
-    return {name: value for name, value in fields.items() if value is not None}
-
-
-def _bare(etag: str) -> str:
-    return etag.strip('"')
-
-
-def _status(error: ClientError) -> int:
-    return int(error.response["ResponseMetadata"]["HTTPStatusCode"])

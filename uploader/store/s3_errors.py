@@ -1,12 +1,17 @@
 """What a failure of S3 means to us: one table from its name to a class of ``uploader.errors`` and a hint.
 
 A name is an S3 error code, an HTTP status, or the class of an exception of botocore, aiohttp or Python. No
-message of ours repeats a URL, a header or a credential: only S3's code and our words.
+message of ours repeats a query, a header or a credential: only S3's code, the endpoint, and our words.
+
+Codes: https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html, and those of stores like it.
 """
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from typing import Any, Final, NamedTuple
+from urllib.parse import urlsplit
 
 from uploader.errors import (
     BucketMissing,
@@ -15,6 +20,7 @@ from uploader.errors import (
     ObjectMissing,
     PreconditionFailed,
     SettingsError,
+    StoreBusy,
     StoreDenied,
     StoreError,
     StoreUnavailable,
@@ -24,9 +30,13 @@ from uploader.errors import (
 
 _KEYS = "check the access key and secret: environment, storage.profile or storage.credentials_file"
 _RENEW = "renew the session's credentials"
+_CLOCK = "set this machine's clock: it differs from the store's"
+_REACH = "check storage.endpoint_url and the network"
+_LOGIN = "log in again (aws sso login)"
 _REGION = "set storage.region to the bucket's region"
 _AGAIN = "the store may answer later"
 _CA = "if the store's certificate is your own, name its authority in storage.ca_bundle"
+_KMS = "check storage.sse_kms_key_id"
 _RIGHTS = "allow these credentials to list the bucket and to get, put and delete below this prefix"
 _BYTES = "the bytes changed on their way, or the file since it was recorded"
 
@@ -47,16 +57,20 @@ MEANINGS: Final[dict[str, Meaning]] = {
     "ExpiredToken": (StoreDenied, "expired credentials", _RENEW),
     "InvalidToken": (StoreDenied, "invalid session token", _RENEW),
     "TokenRefreshRequired": (StoreDenied, "expired credentials", _RENEW),
-    "RequestTimeTooSkewed": (
-        StoreDenied,
-        "clock skew",
-        "set this machine's clock: it differs from the store's",
-    ),
+    "ExpiredTokenException": (StoreDenied, "expired credentials", _RENEW),
+    "RequestExpired": (StoreDenied, "clock skew", _CLOCK),
+    "RequestTimeTooSkewed": (StoreDenied, "clock skew", _CLOCK),
+    "NotSignedUp": (StoreDenied, "the account has no access to this store", _KEYS),
+    "MissingSecurityHeader": (StoreDenied, "not authenticated", _KEYS),
+    "UnauthorizedAccess": (StoreDenied, "access denied", _RIGHTS),
+    "InvalidObjectState": (StoreDenied, "the object is archived", "restore it in the store first"),
+    "KMS.DisabledException": (StoreDenied, "its KMS key is disabled", _KMS),
+    "KMS.NotFoundException": (StoreDenied, "no such KMS key", _KMS),
     "NoCredentialsError": (StoreDenied, "no credentials found", _KEYS),
     "PartialCredentialsError": (StoreDenied, "half of the credentials is missing", _KEYS),
     "CredentialRetrievalError": (StoreDenied, "credentials could not be fetched", _KEYS),
-    "TokenRetrievalError": (StoreDenied, "no login token", "log in again (aws sso login)"),
-    "SSOError": (StoreDenied, "no login token", "log in again (aws sso login)"),
+    "TokenRetrievalError": (StoreDenied, "no login token", _LOGIN),
+    "SSOError": (StoreDenied, "no login token", _LOGIN),
     "ProfileNotFound": (
         StoreDenied,
         "no such profile in the AWS files",
@@ -94,23 +108,31 @@ MEANINGS: Final[dict[str, Meaning]] = {
     "PreconditionFailed": (PreconditionFailed, "the object exists already or has changed", ""),
     "ConditionalRequestConflict": (PreconditionFailed, "another write came first", ""),
     # what may heal
-    "SlowDown": (StoreUnavailable, "the store asks for patience", _AGAIN),
     "InternalError": (StoreUnavailable, "the store failed", _AGAIN),
-    "ServiceUnavailable": (StoreUnavailable, "the store is unavailable", _AGAIN),
-    "RequestTimeout": (StoreUnavailable, "the request took too long", _AGAIN),
     "OperationAborted": (StoreUnavailable, "another operation is under way", _AGAIN),
     "IncompleteBody": (StoreUnavailable, "the connection broke", _AGAIN),
-    "Throttling": (StoreUnavailable, "the store asks for patience", _AGAIN),
-    "EndpointConnectionError": (
-        StoreUnavailable,
-        "no connection",
-        "check storage.endpoint_url and the network",
-    ),
-    "ConnectTimeoutError": (
-        StoreUnavailable,
-        "no connection in time",
-        "check storage.endpoint_url and the network",
-    ),
+    "Busy": (StoreBusy, "the store asks for patience", _AGAIN),
+    "SlowDown": (StoreBusy, "the store asks for patience", _AGAIN),
+    "SlowDownRead": (StoreBusy, "the store asks for patience", _AGAIN),
+    "SlowDownWrite": (StoreBusy, "the store asks for patience", _AGAIN),
+    "Throttling": (StoreBusy, "the store asks for patience", _AGAIN),
+    "ThrottlingException": (StoreBusy, "the store asks for patience", _AGAIN),
+    "ThrottledException": (StoreBusy, "the store asks for patience", _AGAIN),
+    "RequestThrottled": (StoreBusy, "the store asks for patience", _AGAIN),
+    "RequestThrottledException": (StoreBusy, "the store asks for patience", _AGAIN),
+    "RequestLimitExceeded": (StoreBusy, "the store asks for patience", _AGAIN),
+    "BandwidthLimitExceeded": (StoreBusy, "the store asks for patience", _AGAIN),
+    "TooManyRequests": (StoreBusy, "the store asks for patience", _AGAIN),
+    "TooManyRequestsException": (StoreBusy, "the store asks for patience", _AGAIN),
+    "KMS.ThrottlingException": (StoreBusy, "the store's key service asks for patience", _AGAIN),
+    "PriorRequestNotComplete": (StoreBusy, "the store is still at an earlier request", _AGAIN),
+    "ServiceUnavailable": (StoreBusy, "the store is unavailable", _AGAIN),
+    "RequestTimeout": (StoreBusy, "the request took too long", _AGAIN),
+    "RequestTimeoutException": (StoreBusy, "the request took too long", _AGAIN),
+    "ReadTimeoutError": (StoreBusy, "no answer in time", _AGAIN),
+    "TimeoutError": (StoreBusy, "no answer in time", _AGAIN),
+    "ConnectTimeoutError": (StoreUnavailable, "no connection in time", _REACH),
+    "EndpointConnectionError": (StoreUnavailable, "no connection", _REACH),
     "ProxyConnectionError": (
         StoreUnavailable,
         "no connection to the proxy",
@@ -121,29 +143,27 @@ MEANINGS: Final[dict[str, Meaning]] = {
         "the TLS connection failed",
         "check storage.endpoint_url and storage.ca_bundle",
     ),
-    "ReadTimeoutError": (StoreUnavailable, "no answer in time", _AGAIN),
     "HTTPClientError": (StoreUnavailable, "the connection broke", _AGAIN),
     "IncompleteReadError": (StoreUnavailable, "the connection broke", _AGAIN),
     "ResponseParserError": (StoreUnavailable, "the answer is not S3's", "check storage.endpoint_url"),
     "ClientPayloadError": (StoreUnavailable, "the connection broke", _AGAIN),
     "ClientConnectionError": (StoreUnavailable, "the connection broke", _AGAIN),
-    "TimeoutError": (StoreUnavailable, "no answer in time", _AGAIN),
     "ConnectionError": (StoreUnavailable, "the connection broke", _AGAIN),
     # statuses, where there is no code (answers to HEAD have no body)
     "400": (StoreError, "bad request", "expired credentials and a wrong region are usual causes"),
     "401": (StoreDenied, "not authenticated", _KEYS),
     "403": (StoreDenied, "access denied", f"{_KEYS}; then {_RIGHTS}"),
     "404": (ObjectMissing, "no such object", ""),
-    "408": (StoreUnavailable, "the request took too long", _AGAIN),
+    "408": (StoreBusy, "the request took too long", _AGAIN),
     "409": (PreconditionFailed, "another write came first", ""),
     "412": (PreconditionFailed, "the object exists already or has changed", ""),
     "416": (CorruptError, "it is shorter than recorded", ""),
-    "429": (StoreUnavailable, "the store asks for patience", _AGAIN),
+    "429": (StoreBusy, "the store asks for patience", _AGAIN),
     "500": (StoreUnavailable, "the store failed", _AGAIN),
     "501": (StoreError, "the store does not offer this", "check the store's documentation"),
     "502": (StoreUnavailable, "the gateway failed", _AGAIN),
-    "503": (StoreUnavailable, "the store is unavailable", _AGAIN),
-    "504": (StoreUnavailable, "the gateway had no answer in time", _AGAIN),
+    "503": (StoreBusy, "the store is unavailable", _AGAIN),
+    "504": (StoreBusy, "the gateway had no answer in time", _AGAIN),
     "BotoCoreError": (StoreError, "the AWS client refused", "check the storage settings"),
 }
 
@@ -162,14 +182,54 @@ def speaking(doing: str, subject: str) -> Iterator[None]:
         raise meant from error
 
 
-def meaning(error: BaseException, *, doing: str, subject: str) -> WmtpError | None:
-    """The error of ours that ``error`` is; None for one that is no failure of the store."""
+def meaning(
+    error: BaseException, *, doing: str, subject: str, now: datetime | None = None
+) -> WmtpError | None:
+    """The error of ours that ``error`` is; None for one that is no failure of the store.
+
+    Args:
+        now: this machine's time, where it is not the present.
+    """
     response: dict[str, Any] = getattr(error, "response", None) or {}
     if not response:
-        return _look_up(_classes(error), "", doing, subject)
+        return _look_up(_classes(error), "", doing, subject, _endpoint(error))
     code = str(response.get("Error", {}).get("Code", ""))
-    status = str(response.get("ResponseMetadata", {}).get("HTTPStatusCode", ""))
-    return _look_up([code, status], code, doing, subject) or answered(code, doing=doing, subject=subject)
+    about = response.get("ResponseMetadata", {})
+    status = str(about.get("HTTPStatusCode", ""))
+    clocks = _Clocks.of(about, now or datetime.now(UTC))
+    if code in ("", "403") and status == "403" and clocks.differ:  # an answer to HEAD names no reason
+        code = "RequestTimeTooSkewed"
+    more = clocks.shown if code in _SKEWED else ""
+    known = _look_up([code, status], code, doing, subject, more)
+    return known or answered(code, doing=doing, subject=subject)
+
+
+_SKEWED = ("RequestTimeTooSkewed", "RequestExpired")
+_TOLERATED = timedelta(minutes=15)
+
+
+class _Clocks(NamedTuple):
+    """This machine's clock and, where its answer says so, the store's."""
+
+    ours: datetime
+    theirs: datetime | None
+
+    @classmethod
+    def of(cls, about: dict[str, Any], now: datetime) -> "_Clocks":
+        try:
+            return cls(now, parsedate_to_datetime(about["HTTPHeaders"]["date"]).astimezone(UTC))
+        except (KeyError, ValueError):
+            return cls(now, None)
+
+    @property
+    def differ(self) -> bool:
+        """By more than S3 tolerates."""
+        return self.theirs is not None and abs(self.theirs - self.ours) > _TOLERATED
+
+    @property
+    def shown(self) -> str:
+        form = "%Y-%m-%d %H:%M:%S"
+        return f": {self.theirs:{form}} there, {self.ours:{form}} here (UTC)" if self.theirs else ""
 
 
 def answered(code: str, *, doing: str, subject: str) -> WmtpError:
@@ -178,14 +238,20 @@ def answered(code: str, *, doing: str, subject: str) -> WmtpError:
     return known or StoreError(f"the store answered {code or 'with an error'}", doing=doing, subject=subject)
 
 
-def _look_up(names: Iterable[str], code: str, doing: str, subject: str) -> WmtpError | None:
+def _look_up(names: Iterable[str], code: str, doing: str, subject: str, more: str = "") -> WmtpError | None:
     """The first of ``names`` in the table; the problem quotes S3's code, where it gave a word."""
     for name in names:
         if name in MEANINGS:
             kind, problem, hint = MEANINGS[name]
             said = f" ({code})" if code and not code.isdigit() else ""
-            return kind(problem + said, doing=doing, subject=subject, hint=hint)
+            return kind(problem + said + more, doing=doing, subject=subject, hint=hint)
     return None
+
+
+def _endpoint(error: BaseException) -> str:
+    """Where nobody answers: scheme, host and port of the URL that botocore names, and nothing else of it."""
+    url = urlsplit(str(getattr(error, "kwargs", {}).get("endpoint_url", "")))
+    return f" at {url.scheme}://{url.netloc.rpartition('@')[2]}" if url.netloc else ""
 
 
 def _classes(error: BaseException) -> Iterator[str]:

@@ -24,6 +24,7 @@ from anyio import to_thread
 from botocore.exceptions import EndpointConnectionError  # type: ignore[import-untyped]
 
 from uploader.store.body import PIECE_BYTES, FileSlice, pieces
+from uploader.store.s3_answer import Answer, Received
 from uploader.store.s3_body import RequestBody
 
 Pace: TypeAlias = Callable[[int], float]
@@ -99,6 +100,7 @@ class Wire:
             if tls
             else http.client.HTTPConnection(host, port, timeout=self._connect_timeout_s)
         )
+        connection.response_class = Answer
         try:
             connection.connect()
         except (ssl.SSLError, TimeoutError):
@@ -123,7 +125,8 @@ class _Exchange:
         connection = self._connection
         if connection is not None and connection.sock is not None:
             try:
-                connection.sock.shutdown(socket.SHUT_RDWR)
+                # Not by SSLSocket, which would first turn into a plain socket under the thread's hands.
+                socket.socket.shutdown(connection.sock, socket.SHUT_RDWR)
             except OSError:
                 return  # it is closed already
 
@@ -148,10 +151,12 @@ class _Exchange:
         try:
             self._send_head(connection)
             self._send_body(connection.sock)
-        except (BrokenPipeError, ConnectionResetError):
+        except (BrokenPipeError, ConnectionResetError, ssl.SSLEOFError, ssl.SSLZeroReturnError):
             # A store that refuses says so before it hangs up; if it did not, this raises again.
-            return self._receive(connection)
-        except (BlockingIOError, ssl.SSLWantWriteError) as error:
+            answer = self._receive(connection)
+            answer.raw.ends_connection = True
+            return answer
+        except BlockingIOError as error:
             raise TimeoutError("no byte was taken in time") from error
         return self._receive(connection)
 
@@ -189,11 +194,10 @@ class _Exchange:
                 filled = self._fill(answer, self._target)
             else:
                 data = answer.read()
-        except (BlockingIOError, ssl.SSLWantReadError) as error:
-            raise TimeoutError("no byte came in time") from error
         except http.client.HTTPException as error:
             raise ConnectionError(f"the answer broke off: {type(error).__name__}") from error
-        raw = Received(data, filled, ends_connection=answer.will_close)
+        # What was not read would be taken for the next answer.
+        raw = Received(data, filled, ends_connection=answer.will_close or not answer.isclosed())
         return AioAWSResponse(self._request.url, answer.status, dict(answer.getheaders()), raw)
 
     def _fill(self, answer: http.client.HTTPResponse, target: memoryview) -> int:
@@ -207,21 +211,6 @@ class _Exchange:
                 return filled
             filled += count
         return filled + len(answer.read(1))
-
-
-class Received:
-    """What an answer's body was, in the shape of aiohttp's.
-
-    Attributes:
-        filled_bytes: how much of it went where the request wanted it.
-    """
-
-    def __init__(self, data: bytes, filled_bytes: int, *, ends_connection: bool) -> None:
-        self.filled_bytes, self.ends_connection = filled_bytes, ends_connection
-        self._data = data
-
-    async def read(self) -> bytes:
-        return self._data
 
 
 def _send_by_kernel(connection: socket.socket, body: FileSlice, wait: Callable[[int], None]) -> None:
@@ -267,8 +256,9 @@ def _is_closed(connection: socket.socket | None) -> bool:
     """Whether the other side has closed an idle connection, or said something nobody asked for."""
     if connection is None:
         return True
-    readable, _, _ = select.select([connection], [], [], 0)
-    return bool(readable)
+    watch = select.poll()  # not select(), which knows no descriptor above 1023
+    watch.register(connection, select.POLLIN)
+    return bool(watch.poll(0))
 
 
 def _text(value: str | bytes) -> str:

@@ -32,6 +32,7 @@ from uploader.retention import Retention
 from uploader.run import RunFile
 from uploader.settings import StorageSettings, UploadSettings
 from uploader.status import Status
+from wmtp.checkpoint.disk import Disk
 from wmtp.checkpoint.load import Loaded, apply, read_checkpoint
 from wmtp.checkpoint.resume import Started
 from wmtp.checkpoint.saver import SHARD_SIZE_BYTES, Saved, Saver
@@ -52,6 +53,7 @@ class Options:
         shard_size_bytes: a rank's state is cut into files of at most this size.
         nice: how far writer thread and uploader stand back for others on the CPU (0 to 19).
         io_level: how far the writer thread stands back at the disk (0 to 7).
+        disk: performs the local write; None is the real one.
         durable_timeout_s: how long ``close`` waits for the last checkpoint to be durable.
         store_timeout_s: how long ``restore`` waits for the store to answer.
         inherited: descriptors that the uploader's process keeps open.
@@ -68,6 +70,7 @@ class Options:
     shard_size_bytes: int = SHARD_SIZE_BYTES
     nice: int = 10
     io_level: int | None = 7
+    disk: Disk | None = None
     durable_timeout_s: float = 600.0
     store_timeout_s: float = 30.0
     inherited: Sequence[int] = ()
@@ -188,6 +191,7 @@ class Checkpointer:
             shard_size_bytes=options.shard_size_bytes,
             nice=options.nice,
             io_level=options.io_level,
+            disk=options.disk,
         )
         self._stack.callback(self._saver.close)
         self._uploader = UploaderProcess(

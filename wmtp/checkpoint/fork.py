@@ -6,7 +6,7 @@ from pathlib import Path
 
 from anyio import to_thread
 
-from uploader import files, layout
+from uploader import below, files, layout
 from uploader.buffers import PartBuffers
 from uploader.errors import CorruptError, NothingToResume
 from uploader.generation import Claim
@@ -132,6 +132,7 @@ async def _load_newest_stored(
 
 def _node_record(directory: Path) -> NodeRecord:
     path = directory / layout.node_record(0)
-    if not path.exists():
-        raise CorruptError("the file is missing", doing="resuming from", subject=str(path))
-    return decode(NodeRecord, path.read_bytes(), subject=str(path))
+    try:
+        return decode(NodeRecord, below.read_small(path), subject=str(path))
+    except FileNotFoundError as error:
+        raise CorruptError("the file is missing", doing="resuming from", subject=str(path)) from error

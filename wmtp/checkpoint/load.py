@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from uploader import layout
+from uploader import below, layout
 from uploader.errors import CorruptError, StartRefused
 from uploader.record import NodeRecord
 from wmtp.checkpoint.state import Stateful, Tree, check_optimizer, load_optimizer_state, unflatten
@@ -36,29 +36,35 @@ def read_checkpoint(directory: Path, record: NodeRecord, *, rank: int = 0) -> Lo
     tensors: dict[str, Tensor] = {}
     tree: Tree | None = None
     for file in record.files:
-        path = directory / file.path
-        if path.suffix == ".safetensors":
-            tensors |= _read_tensors(path)
+        if file.path.endswith(".safetensors"):
+            tensors |= _read_tensors(directory, file.path)
         elif file.path == layout.state_file(rank):
-            tree = _read_tree(path)
+            tree = _read_tree(directory, file.path)
     if tree is None:
         problem = f"it holds no {layout.state_file(rank)}"
         raise CorruptError(problem, doing="loading", subject=str(directory))
     return Loaded(tensors, tree)
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
+def _read_tensors(directory: Path, name: str) -> dict[str, Tensor]:
+    """Sizes in the header are compared with the file's, by the library, before a tensor takes memory."""
     try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+        # By its descriptor: whatever is put under that name now is not what is read.
+        with (
+            below.opened_below(directory, name) as descriptor,
+            safe_open(f"/dev/fd/{descriptor}", framework="pt") as file,
+        ):
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (no mapping)
     except SafetensorError as error:
-        raise CorruptError(str(error), doing="loading", subject=str(path)) from error
+        raise CorruptError(str(error), doing="loading", subject=str(directory / name)) from error
 
 
-def _read_tree(path: Path) -> Tree:
+def _read_tree(directory: Path, name: str) -> Tree:
+    path = directory / name
     try:
-        tree: Tree = json.loads(path.read_bytes())
-    except ValueError as error:
+        with below.opened_below(directory, name) as descriptor, open(descriptor, "rb", closefd=False) as file:
+            tree: Tree = json.loads(file.read())
+    except (ValueError, RecursionError) as error:
         raise CorruptError(str(error), doing="loading", subject=str(path)) from error
     for part in ("model", "optim", "extra"):
         if not isinstance(tree, dict) or not isinstance(tree.get(part), dict):

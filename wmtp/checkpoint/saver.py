@@ -23,6 +23,7 @@ from uploader.errors import WmtpError
 from uploader.events import RunFinished
 from uploader.layout import RunDirectory
 from uploader.record import Metrics, NodeRecord
+from uploader.steptimes import StepTimes, path_of
 from wmtp.checkpoint.collect import Collector
 from wmtp.checkpoint.disk import Disk, FileSource
 from wmtp.checkpoint.snapshot import Arena, Snapshot, specs_of
@@ -110,6 +111,9 @@ class Saver:
         self._trained: list[str] = []
         self._hooks = [one.register_step_pre_hook(self._before_step) for one in optimizers.values()]
         self._hooks += [one.register_step_post_hook(self._after_step) for one in optimizers.values()]
+        self._times = _publish_steps(directory, what.rank)
+        for first in [*optimizers.values()][:1]:  # a step of the loop is a step of each of them
+            self._hooks.append(first.register_step_post_hook(self._step_ended))
         self._warm = False
         self.saved: list[Saved] = []
         self.skipped = 0
@@ -185,6 +189,10 @@ class Saver:
             self._warm = True
             self._copier.submit(partial(self._snapshot.prepare, specs_of(self._collector.collect()[0])))
 
+    def _step_ended(self, *_: object) -> None:
+        if self._times is not None:
+            self._times.ended()
+
     def wait(self) -> None:
         """Wait until the last save has ended, well or not."""
         if self._job is not None:
@@ -209,6 +217,8 @@ class Saver:
         self._writer.close()
         for hook in self._hooks:
             hook.remove()
+        if self._times is not None:
+            self._times.close()
 
     def _copy(self, job: _Job) -> None:
         """Copy, open the fence, and hand over to the writer."""
@@ -275,3 +285,12 @@ class Saver:
         ]
         tree = encode_tree(job.tree)
         return [*shards, FileSource(layout.state_file(self._what.rank), memoryview(tree))]
+
+
+def _publish_steps(directory: RunDirectory, rank: int) -> StepTimes | None:
+    """Let the uploader see how long steps take, so that it can stand back; None where that can't be."""
+    try:
+        return StepTimes(path_of(directory, rank))
+    except OSError as error:
+        log.warning("the uploader can't see how long steps take: %s", error)
+        return None

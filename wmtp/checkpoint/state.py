@@ -86,7 +86,7 @@ def unflatten(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
     """
     try:
         return _unflatten(tree, tensors)
-    except (ValueError, TypeError, binascii.Error) as error:
+    except (ValueError, TypeError, RecursionError, binascii.Error) as error:
         raise CorruptError(str(error), doing="loading", subject="state") from error
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 
 from uploader import files, layout
+from uploader.below import private
 from uploader.errors import CorruptError, NotDurable
 from uploader.layout import RunDirectory
 from uploader.status import Status, read_status
@@ -54,7 +55,7 @@ class UploaderProcess:
         with files.disk_errors("starting the uploader of", self._directory.path):
             files.make_directory(self._directory.uploader_directory)
             options = ["--watch", str(self._directory.path), "--nice", str(self._nice)]
-            with open(self._directory.uploader_log, "ab") as log:
+            with open(self._directory.uploader_log, "ab", opener=private) as log:
                 self._process = subprocess.Popen(
                     [sys.executable, "-m", "wmtp", "uploader", *options],
                     stdin=subprocess.DEVNULL,

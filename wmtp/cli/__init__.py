@@ -5,7 +5,7 @@ import typer
 
 def make_app() -> typer.Typer:
     """The command line with all its commands."""
-    from wmtp.cli import checkpoints, dev_s3, status, train, uploader
+    from wmtp.cli import checkpoints, dev_s3, eval, export, status, train, uploader
 
     app = typer.Typer(
         name="wmtp",
@@ -16,7 +16,7 @@ def make_app() -> typer.Typer:
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    for command in (train, uploader, checkpoints, status, dev_s3):
+    for command in (train, uploader, checkpoints, status, eval, export, dev_s3):
         command.register(app)
     return app
 

@@ -15,6 +15,7 @@ With ``--json`` each command prints one object a line, one line a run. Fields ar
 - ``verify``: ``ok``; ``steps``, each with ``name``, ``checked`` (``local``, ``store``), ``problems``;
   ``problems``: those of the manifest.
 - ``rebuild``: ``generation``, ``latest``, ``live`` and ``superseded`` (names).
+- ``uploads``: see ``uploads``.
 """
 
 import json
@@ -51,6 +52,8 @@ StepArgument = Annotated[
 
 
 def register(app: typer.Typer) -> None:
+    from wmtp.cli import uploads  # noqa: F401  (adds its command to the group)
+
     app.add_typer(group)
 
 

@@ -32,7 +32,7 @@ def register(app: typer.Typer) -> None:
         "status",
         short_help="Show what the uploaders of the runs here are doing.",
         epilog="With --json: one object a line, one line a run: directory, trainer, uploader, error, and "
-        "status with run, destination, state, generation, newest_local_step, newest_durable_step, "
+        "status with run, destination, state, store, generation, newest_local_step, newest_durable_step, "
         "durability_lag_steps, upload, recent, durable_total, skipped_total, pruned_remote_total, "
         "pruned_local_total, retries_total, failed_steps, error, updated_at.",
     )(status)
@@ -115,6 +115,8 @@ def _running(locked: bool) -> str:
 
 def _lines(run: dict[str, Any]) -> Iterator[str]:
     """A run for people."""
+    from uploader.store.capabilities import Capabilities
+
     yield run["directory"]
     yield f"  trainer   {run['trainer']}"
     state = run["status"]
@@ -123,6 +125,8 @@ def _lines(run: dict[str, Any]) -> Iterator[str]:
         return
     yield f"  uploader  {run['uploader']}, {state['state']}, generation {state['generation']}"
     yield f"  store     {state['destination']}"
+    if state["store"]:
+        yield f"            {Capabilities(**state['store'])}"
     local, durable = _step(state["newest_local_step"]), _step(state["newest_durable_step"])
     lag = state["durability_lag_steps"]
     yield f"  steps     newest local {local}, newest durable {durable}" + (
@@ -137,10 +141,27 @@ def _lines(run: dict[str, Any]) -> Iterator[str]:
         upload = state["upload"]
         done_mb, size_mb = upload["done_bytes"] / 1e6, upload["size_bytes"] / 1e6
         yield f"  upload    step_{upload['step']}, {done_mb:.1f} of {size_mb:.1f} MB"
+        if bounds := _bounds(upload):
+            yield f"            {bounds}"
     for name, reason in state["failed_steps"].items():
         yield f"  corrupt   {name}: {reason}"
     if state["error"]:
         yield f"  error     {state['error']}"
+
+
+def _bounds(upload: dict[str, Any]) -> str:
+    """How fast it goes, and what holds it back."""
+    told = {
+        "parts_limit": "at most {} parts at once",
+        "bandwidth_bytes_per_s": "{:.1f} MB/s",
+        "bandwidth_limit_bytes_per_s": "held to {:.1f} MB/s",
+        "pacing": "{:.0%} of the wire beside the trainer",
+    }
+    known = {name: upload[name] for name in told if upload[name] is not None}
+    return ", ".join(
+        told[name].format(value / 1e6 if name.endswith("bytes_per_s") else value)
+        for name, value in known.items()
+    )
 
 
 def _step(step: int | None) -> str:

@@ -49,6 +49,10 @@ def train(
     detach_uploader: Annotated[
         bool, typer.Option("--detach-uploader", help="Don't wait at the end for the uploader to finish.")
     ] = False,
+    max_bandwidth: Annotated[
+        str | None,
+        typer.Option(help="What uploads may take of the network: 50MB, 400Mbit a second.", metavar="RATE"),
+    ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens inside.")] = False,
 ) -> None:
     """Train a model, saving checkpoints that reach the store without the step waiting."""
@@ -60,6 +64,7 @@ def train(
         max_steps=max_steps,
         tags=None if tags is None else tuple(tag for tag in tags.split(",") if tag),
         fresh=fresh,
+        max_bandwidth=max_bandwidth,
     )
     settings = load_settings(config, recipe, overrides or [], flags, os.environ, Path.cwd())
     if dry_run:
@@ -78,12 +83,15 @@ def train(
 
 
 def _again(config: Path | None, recipe: Path | None, overrides: list[str], run_name: str) -> str:
-    """The command that resumes this run, as it can be typed here."""
+    """The command that resumes this run, as it can be typed here; without what could be a secret."""
+    from wmtp.settings.describe import shown
+
     words = [program_name(), "train", "--resume", "latest"]
     words += ["--config", str(config)] if config is not None else []
     words += ["--recipe", str(recipe)] if recipe is not None else []
     for override in overrides:
-        words += ["--set", override]
+        key, _, value = override.partition("=")
+        words += ["--set", f"{key}={shown(key, value)}"]
     return shlex.join([*words, "--run-name", run_name])
 
 

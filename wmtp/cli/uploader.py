@@ -14,6 +14,7 @@ from wmtp.cli.access import ConfigOption, base_from_config, existing_directory, 
 from wmtp.cli.reporting import one_line_errors
 
 if TYPE_CHECKING:
+    from uploader.flow import Flows
     from uploader.host import Fallback
 
 
@@ -33,27 +34,66 @@ def uploader(
         ),
     ] = None,
     config: ConfigOption = None,
+    keep_last: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="How many steps stay in the store of a run without run.json; default: all.",
+            metavar="N",
+        ),
+    ] = None,
+    quiet_s: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            help="Seconds without a change that make a checkpoint complete whose format does not tell.",
+            metavar="S",
+        ),
+    ] = 10.0,
+    max_bandwidth: Annotated[
+        str | None,
+        typer.Option(help="What uploads may take of the network: 50MB, 400Mbit a second.", metavar="RATE"),
+    ] = None,
     once: Annotated[bool, typer.Option("--once", help="Upload what is there, then exit.")] = False,
     nice: Annotated[
         int, typer.Option(min=0, max=19, help="How far to stand back for others on the CPU.")
     ] = 0,
 ) -> None:
-    """Push committed checkpoints to their store, keep its manifest, prune.
+    """Push checkpoints to their store, keep its manifest, prune.
 
     It ends when the run is finished, or its trainer is gone, and nothing is left to upload; of a parent of
     several runs it serves new ones as they come, until Ctrl-C. wmtp train starts one by itself.
+
+    With --to it serves any other trainer as well, until Ctrl-C: step_N.pt, checkpoint_step_N.pt (.pth,
+    .safetensors), checkpoint-N/ of Hugging Face, *step=N*.ckpt of Lightning, step-N/ of torchtitan, step_N/,
+    global_stepN/ of DeepSpeed, and any directory that ends in a number and holds the .metadata of DCP. A
+    checkpoint is uploaded when its format shows that it is complete, or when it was quiet for --quiet-s.
+    Local files of such a trainer are never deleted.
+
+    With --once it waits no longer than it takes to see that nobody writes to them any more (--quiet-s at
+    most), uploads what is complete, and exits with 3, naming the rest, if anything is not.
     """
     os.nice(nice)
     path = existing_directory(watch, "watching")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("uploader").setLevel(logging.INFO)
-    for noisy in ("botocore", "aiobotocore", "aioboto3", "watchfiles"):
+    for noisy in ("botocore", "aiobotocore", "aioboto3"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     _warn_of_stopped_server(path)
-    with _fallback(to, config) as fallback:
-        code = _serve(path, fallback, once)
+    with _fallback(to, config, keep_last, quiet_s) as fallback:
+        code = _serve(path, fallback, once, _flows(max_bandwidth))
     if code:
         raise SystemExit(code)
+
+
+def _flows(max_bandwidth: str | None) -> "Flows":
+    from uploader.flow import Flows
+
+    if max_bandwidth is None:
+        return Flows()
+    from wmtp.settings.resolve import checked_bandwidth
+
+    return Flows(checked_bandwidth(max_bandwidth))
 
 
 def _warn_of_stopped_server(path: Path) -> None:
@@ -74,10 +114,14 @@ def _warn_of_stopped_server(path: Path) -> None:
 
 
 @contextmanager
-def _fallback(to: str | None, config: Path | None) -> "Iterator[Fallback | None]":
+def _fallback(
+    to: str | None, config: Path | None, keep_last: int | None, quiet_s: float
+) -> "Iterator[Fallback | None]":
     """Where a run goes that has no ``run.json``: below ``--to``, else below the base of ``--config``."""
     from uploader.host import Fallback
     from uploader.location import Location
+    from uploader.retention import Retention
+    from uploader.settings import UploadSettings
 
     if to is not None:
         location = Location.parse(to, field="--to")
@@ -87,10 +131,10 @@ def _fallback(to: str | None, config: Path | None) -> "Iterator[Fallback | None]
         yield None
         return
     with storage_from_config(config, location) as storage:
-        yield Fallback(location, storage)
+        yield Fallback(location, storage, Retention(keep_last=keep_last), UploadSettings(quiet_s=quiet_s))
 
 
-def _serve(path: Path, fallback: "Fallback | None", once: bool) -> int:
+def _serve(path: Path, fallback: "Fallback | None", once: bool, flows: "Flows") -> int:
     """Serve until the end or a signal; the exit code."""
     import anyio
 
@@ -111,7 +155,7 @@ def _serve(path: Path, fallback: "Fallback | None", once: bool) -> int:
 
             group.start_soon(stop_on_signal)
             with disk_errors("serving", path):
-                await serve(path, fallback=fallback, once=once)
+                await serve(path, fallback=fallback, once=once, flows=flows)
             group.cancel_scope.cancel()
         return code
 

@@ -1,6 +1,7 @@
 """The table of S3's failures: each becomes one error of ours, with a hint and without a secret."""
 
 import ssl
+from datetime import UTC, datetime
 
 import aiohttp
 import pytest
@@ -13,6 +14,7 @@ from uploader.errors import (
     ObjectMissing,
     PreconditionFailed,
     SettingsError,
+    StoreBusy,
     StoreDenied,
     StoreError,
     StoreUnavailable,
@@ -59,10 +61,15 @@ def translated(error: Exception) -> WmtpError:
         ("XAmzContentChecksumMismatch", 400, ChecksumMismatch, ""),
         ("PreconditionFailed", 412, PreconditionFailed, ""),
         ("ConditionalRequestConflict", 409, PreconditionFailed, ""),
-        ("SlowDown", 503, StoreUnavailable, "later"),
+        ("SlowDown", 503, StoreBusy, "later"),
         ("InternalError", 200, StoreUnavailable, "later"),  # within the answer to CompleteMultipartUpload
-        ("RequestTimeout", 400, StoreUnavailable, "later"),
-        ("UnheardOf", 503, StoreUnavailable, "later"),
+        ("RequestTimeout", 400, StoreBusy, "later"),
+        ("RequestLimitExceeded", 503, StoreBusy, "later"),
+        ("ThrottlingException", 400, StoreBusy, "later"),
+        ("ServiceUnavailable", 503, StoreBusy, "later"),
+        ("UnheardOf", 503, StoreBusy, "later"),
+        ("UnheardOf", 429, StoreBusy, "later"),
+        ("UnheardOf", 500, StoreUnavailable, "later"),
         ("InvalidRange", 416, CorruptError, ""),
         ("InvalidBucketName", 400, SettingsError, "bucket"),
         ("PermanentRedirect", 301, StoreError, "storage.region"),
@@ -74,7 +81,7 @@ def test_an_answer_becomes_its_error(code: str, status: int, kind: type[WmtpErro
     error = translated(client_error(code, status))
     assert type(error) is kind
     assert hint in error.hint
-    assert error.heals == (kind is StoreUnavailable)
+    assert error.heals == issubclass(kind, StoreUnavailable)
 
 
 def test_an_unknown_answer_is_quoted_by_its_code_only() -> None:
@@ -88,7 +95,7 @@ def test_an_unknown_answer_is_quoted_by_its_code_only() -> None:
     [
         (aws.EndpointConnectionError(endpoint_url=SIGNED), StoreUnavailable),
         (aws.ConnectTimeoutError(endpoint_url=SIGNED), StoreUnavailable),
-        (aws.ReadTimeoutError(endpoint_url=SIGNED), StoreUnavailable),
+        (aws.ReadTimeoutError(endpoint_url=SIGNED), StoreBusy),
         (aws.ConnectionClosedError(endpoint_url=SIGNED), StoreUnavailable),
         (aws.HTTPClientError(error="reset"), StoreUnavailable),
         (aws.IncompleteReadError(actual_bytes=1, expected_bytes=2), StoreUnavailable),
@@ -96,7 +103,7 @@ def test_an_unknown_answer_is_quoted_by_its_code_only() -> None:
         (aiohttp.ClientPayloadError(SIGNED), StoreUnavailable),
         (aiohttp.ServerDisconnectedError(), StoreUnavailable),
         (ConnectionResetError(104, SIGNED), StoreUnavailable),
-        (TimeoutError(), StoreUnavailable),
+        (TimeoutError(), StoreBusy),
         (aws.SSLError(endpoint_url=SIGNED, error=ssl.SSLError("handshake")), StoreUnavailable),
         (aws.SSLError(endpoint_url=SIGNED, error=ssl.SSLCertVerificationError("self-signed")), StoreError),
         (aws.NoCredentialsError(), StoreDenied),
@@ -127,7 +134,7 @@ def test_an_error_of_ours_passes_unchanged() -> None:
 def test_every_error_that_needs_a_person_has_a_hint() -> None:
     for name, (kind, problem, hint) in MEANINGS.items():
         assert problem, name
-        if kind in (StoreDenied, SettingsError, BucketMissing, StoreUnavailable):
+        if issubclass(kind, StoreDenied | SettingsError | BucketMissing | StoreUnavailable):
             assert hint, name
 
 
@@ -135,3 +142,36 @@ def test_a_failed_deletion_is_known_by_its_code() -> None:
     error = answered("AccessDenied", doing="deleting", subject="s3://bucket/key")
     assert isinstance(error, StoreDenied)
     assert str(error).startswith("deleting s3://bucket/key: access denied (AccessDenied); ")
+
+
+def test_a_dead_endpoint_is_named_without_what_the_url_says_else() -> None:
+    for error in (
+        aws.EndpointConnectionError(endpoint_url=SIGNED),
+        aws.ConnectTimeoutError(endpoint_url=SIGNED),
+        aws.ReadTimeoutError(endpoint_url="https://me:5ec4e7@store.example/bucket"),
+    ):
+        assert " at https://store.example;" in str(translated(error))
+
+
+def skewed(code: str, date: str = "Thu, 01 Jan 2026 00:20:00 GMT") -> WmtpError | None:
+    error = client_error(code, 403)
+    error.response["ResponseMetadata"]["HTTPHeaders"] = {"date": date}
+    return meaning(error, doing="reading", subject="key", now=datetime(2026, 1, 1, tzinfo=UTC))
+
+
+def test_clock_skew_is_named_with_both_times() -> None:
+    both = "clock skew (RequestTimeTooSkewed): 2026-01-01 00:20:00 there, 2026-01-01 00:00:00 here (UTC)"
+    for code in ("RequestTimeTooSkewed", "403"):  # an answer to HEAD has no code
+        error = skewed(code)
+        assert error is not None
+        assert error.problem == both
+        assert "set this machine's clock" in error.hint
+
+
+def test_a_denial_is_no_skew() -> None:
+    for error in (skewed("AccessDenied"), skewed("403", "Thu, 01 Jan 2026 00:14:00 GMT"), skewed("403", "?")):
+        assert error is not None
+        assert error.problem.startswith("access denied")
+    unknown = skewed("RequestTimeTooSkewed", "?")
+    assert unknown is not None
+    assert unknown.problem == "clock skew (RequestTimeTooSkewed)"

@@ -14,6 +14,7 @@ from uploader import generation, manifest
 from uploader.commit import commit
 from uploader.flow import Flow
 from uploader.generation import Branch, Claim, GenerationFile, Lineage, Owner
+from uploader.journal import Journal
 from uploader.layout import RunDirectory, RunKeys
 from uploader.manifest import Entry
 from uploader.manifest_file import ManifestFile
@@ -121,7 +122,9 @@ async def upload(store: ObjectStore, owner: Claim, *steps: LocalStep, keys: RunK
     file = ManifestFile(store, steps[0].record.run, keys)
     for step in steps:
         flow = Flow(UploadSettings(part_size_bytes=8 * 1024**2, parts_in_flight=2))
-        record = await commit(step, store, keys, flow, lambda _: None)
+        record = await commit(
+            step, store, keys, flow, Journal(RunDirectory(step.path.parent)), lambda _: None
+        )
         assert record is not None
         entry = Entry.of(record, keys)
         await file.update(lambda index, entry=entry: manifest.committed(index, entry, owner))  # type: ignore[misc]

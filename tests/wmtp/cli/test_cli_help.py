@@ -6,11 +6,11 @@ import sys
 import pytest
 from cli_runs import wmtp
 
-COMMANDS = ["train", "uploader", "checkpoints", "status", "dev-s3"]
+COMMANDS = ["train", "uploader", "checkpoints", "status", "eval", "export", "dev-s3"]
 ALL = [
     [],
     *([command] for command in COMMANDS),
-    *(["checkpoints", command] for command in ("ls", "show", "verify", "rebuild")),
+    *(["checkpoints", command] for command in ("ls", "show", "verify", "rebuild", "uploads")),
 ]
 HEAVY = [
     "torch", "numpy", "aioboto3", "botocore", "yaml", "anyio", "watchfiles",
