@@ -9,10 +9,11 @@ STAMP  := $(VENV)/.installed
 # One thread an operator: runs are reproducible bit for bit, and a core is left to the uploader.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup train test test-slow lint format bench-stall bench-write bench-growth clean
+.PHONY: help setup train test test-slow test-ceph lint format clean
+.PHONY: train-all bench-stall bench-write bench-growth bench-upload bench-durable
 
 help: ## Show what there is
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-14s %s\n", $$1, $$2}'
 
 setup: $(STAMP) ## Make a virtual environment with everything
 
@@ -31,6 +32,9 @@ test: lint ## Lint, types, and every test that takes seconds
 
 test-slow: setup ## The long tests: more kills, more moments
 	$(BIN)/python -m pytest -m slow --timeout 1800
+
+test-ceph: setup ## The stores' tests on Ceph's RADOS Gateway too; installs and starts it, as root
+	$(BIN)/python tests/servers/ceph.py $(BIN)/python -m pytest tests/uploader/store
 
 lint: setup ## ruff and mypy
 	$(BIN)/ruff check .
@@ -54,6 +58,15 @@ bench-write: $(STAMP)-bench ## The local write beside the raw disk and other wri
 
 bench-growth: $(STAMP)-bench ## 1,000 checkpoints in one process: does anything grow?
 	$(BIN)/python -m benchmarks.growth
+
+bench-upload: $(STAMP)-bench ## The upload beside other clients and the machine's limit (about two minutes)
+	$(BIN)/python -m benchmarks.upload --short
+
+bench-durable: $(STAMP)-bench ## From save() to the manifest moved, beside max(write, upload) (about a minute)
+	$(BIN)/python -m benchmarks.time_to_durable --short
+
+train-all: $(STAMP)-bench ## Train a reference and every algorithm with it: curves and a table in benchmarks/training
+	$(BIN)/python -m benchmarks.training.run_all
 
 clean: ## Remove what the tools left; keeps checkpoints and the environment
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

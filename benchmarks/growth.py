@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from benchmarks import machine, report
+from benchmarks import machine, null_sink, report
 from benchmarks.contenders import Contender, Context, Ours, OursLocal
-from benchmarks.step_stall import RESULTS, null_sink
+from benchmarks.step_stall import RESULTS
 from benchmarks.workload import build
 
 SAVE_TIMEOUT_S = 60.0
@@ -93,7 +93,7 @@ def main() -> None:
     about = machine.describe()
     print(machine.headline(about), flush=True)
     try:
-        with null_sink() as url:
+        with null_sink.running() as url:
             context = Context(scratch, build("accelerator", arguments.size, 0.0), url, None)
             contender = (OursLocal if arguments.local else Ours)(context)
             seen = run(contender, context, arguments.saves)

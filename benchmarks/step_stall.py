@@ -13,13 +13,12 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from benchmarks import machine, report
+from benchmarks import machine, null_sink, report
 from benchmarks.contenders import BUCKET
 from benchmarks.peers import CONTENDERS
 from benchmarks.window import WATCH, Order
@@ -28,6 +27,9 @@ from benchmarks.workload import Mode
 RESULTS = Path(__file__).parent / "results"
 SAVES = {0.1: 100, 1.4: 20, 5.0: 5}
 SHORT = [name for name in CONTENDERS if name != "s3connector"]
+STEP_S_PER_GB = 0.25
+"""A larger model takes longer steps; this is still short of what any takes."""
+
 WINDOW_TIMEOUT_S = 600.0
 
 
@@ -41,28 +43,9 @@ class Servers:
 
 
 @contextlib.contextmanager
-def null_sink() -> Iterator[str]:
-    """The sink's URL while the context lasts."""
-    command = [sys.executable, "-m", "benchmarks.null_sink"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        try:
-            yield f"http://127.0.0.1:{int(process.stdout.readline())}"
-        finally:
-            process.kill()
-
-
-def sink_stats(url: str) -> dict[str, float]:
-    """Bytes received and CPU seconds spent by the sink."""
-    with urllib.request.urlopen(f"{url}/__stats") as answer:  # noqa: S310
-        stats: dict[str, float] = json.load(answer)
-    return stats
-
-
-@contextlib.contextmanager
 def servers(names: Sequence[str], scratch: Path) -> Iterator[Servers]:
     """The servers that these contenders need."""
-    with null_sink() as sink_url, contextlib.ExitStack() as stack:
+    with null_sink.running() as sink_url, contextlib.ExitStack() as stack:
         if "s3connector" not in names:
             yield Servers(sink_url, None, {})
             return
@@ -150,7 +133,7 @@ def run(plan: Plan, scratch: Path) -> dict[str, Any]:
                         continue
                     windows.append(window)
                     print(f"  round {number + 1}: {name}", file=sys.stderr, flush=True)
-        sink = sink_stats(its.sink_url)
+        sink = null_sink.stats(its.sink_url)
     by_plan = sorted(windows, key=lambda window: plan.contenders.index(window["contender"]))
     return {"plan": asdict(plan), "sink": sink, "failed": failed, "windows": by_plan}
 
@@ -214,7 +197,7 @@ def plans(arguments: argparse.Namespace) -> list[Plan]:
             rounds=_rounds(arguments, size),
             saves=arguments.saves or _saves(arguments, size),
             steps=arguments.steps,
-            step_s=arguments.step or (0.1 if arguments.short else 0.25),
+            step_s=arguments.step or (0.1 if arguments.short else max(0.25, STEP_S_PER_GB * size)),
             contenders=tuple(names),
         )
         for mode in modes
