@@ -27,16 +27,29 @@ class Batch:
     """Samples and what each head has to predict, as int64.
 
     Attributes:
-        ids: token ids, shape [B, S].
-        labels: shape [B, S, H]: for head k, labels[b, t, k] is ids[b, t+k+1], past the end of the window the
-            text that follows it; ``NO_TARGET`` where there is none.
+        text: token ids, shape [B, S+H]: the window and what its last position's heads look at; ``NO_TARGET``
+            past the end of the text.
+        labels: shape [B, S, H]: for head k, labels[b, t, k] is text[b, t+k+1]; ``NO_TARGET`` where there is
+            none, or where it is part of a prompt.
+        windows: shape [B]: the number of each sample's window in its split, by which results may be kept.
     """
 
-    ids: Tensor
+    text: Tensor
     labels: Tensor
+    windows: Tensor
+
+    @property
+    def ids(self) -> Tensor:
+        """What the model reads, shape [B, S]."""
+        return self.text[:, : self.labels.shape[1]]
+
+    def __len__(self) -> int:
+        """How many samples."""
+        return len(self.text)
 
     def to(self, device: torch.device | str) -> "Batch":
-        return Batch(self.ids.to(device, non_blocking=True), self.labels.to(device, non_blocking=True))
+        parts = (self.text, self.labels, self.windows)
+        return Batch(*(part.to(device, non_blocking=True) for part in parts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +76,12 @@ class Batches:
     @property
     def fingerprint(self) -> str:
         """Equal where every position means the same sample; the number of heads doesn't matter."""
-        parts = (self.packed.fingerprint, self.first_token, self.end_token, self.sequence_length, self.seed)
-        return hashlib.sha256(repr(parts).encode()).hexdigest()
+        return hashlib.sha256(repr((*self.content, self.seed)).encode()).hexdigest()
+
+    @property
+    def content(self) -> tuple[str, int, int, int]:
+        """Equal where every window of a number holds the same text, in whatever order they come."""
+        return self.packed.fingerprint, self.first_token, self.end_token, self.sequence_length
 
     def epoch(self, position: int) -> int:
         """The epoch, from 0, that the next sample belongs to."""
@@ -96,9 +113,12 @@ class Batches:
         places = starts[:, None] + np.arange(self.sequence_length + self.heads)
         inside = places < self.end_token
         tokens = self.packed.array[np.minimum(places, self.end_token - 1)].astype(np.int64)
-        ids = torch.from_numpy(tokens[:, : self.sequence_length].copy())
-        ahead = torch.from_numpy(np.where(inside, tokens, NO_TARGET)[:, 1:])
-        return Batch(ids, ahead.unfold(1, self.heads, 1).contiguous())
+        learnt = torch.from_numpy(np.where(inside & ~self.packed.is_prompt(places), tokens, NO_TARGET))
+        return Batch(
+            text=torch.from_numpy(np.where(inside, tokens, NO_TARGET)),
+            labels=learnt[:, 1:].unfold(1, self.heads, 1).contiguous(),
+            windows=torch.from_numpy(windows),
+        )
 
 
 def split(

@@ -11,15 +11,21 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
+from uploader.below import private
 from uploader.errors import DiskError
-from wmtp.data.corpus import Corpus, Document
+from uploader.files import make_directory
+from wmtp.data.document import Document, Documents
 from wmtp.data.tokenizer import Tokenizer, Tokens, token_dtype
+
+Spans: TypeAlias = npt.NDArray[np.int64]
+"""Ranges of tokens, [N, 2]: the first of each and the one after its last, in order."""
 
 FORMAT = "wmtp packed tokens 1"
 """Goes into every fingerprint: files of another layout get other names."""
@@ -33,7 +39,8 @@ class PackedRecord:
         fingerprint: hexadecimal SHA-256 of documents and tokenizer.
         dtype: the NumPy type of one token.
         tokens: how many, special ones included.
-        text_bytes: size of all documents together.
+        text_bytes: size of the texts of all documents together, without their prompts.
+        prompts: documents that have a prompt; where those lie is in a file of its own.
     """
 
     fingerprint: str
@@ -41,6 +48,7 @@ class PackedRecord:
     dtype: str
     tokens: int
     text_bytes: int
+    prompts: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +57,15 @@ class PackedTokens:
 
     Attributes:
         array: the memory-mapped tokens, read-only, shape [record.tokens].
+        prompts: where tokens are read but not learnt: bos and prompt of each document that has one.
     """
 
     array: Tokens
     record: PackedRecord
+    prompts: Spans = field(default_factory=lambda: np.empty((0, 2), dtype=np.int64))
 
     @classmethod
-    def open(cls, corpus: Corpus, tokenizer: Tokenizer, cache: Path) -> "PackedTokens":
+    def open(cls, corpus: Documents, tokenizer: Tokenizer, cache: Path) -> "PackedTokens":
         """The packed tokens of ``corpus``, from the directory ``cache`` if they lie there, else built.
 
         Raises:
@@ -76,14 +86,22 @@ class PackedTokens:
 
     @property
     def bytes_per_token(self) -> float:
-        """Bytes of text for each token, over the whole corpus."""
-        return self.record.text_bytes / self.record.tokens
+        """Bytes of text for each token that is learnt, over the whole corpus."""
+        return self.record.text_bytes / (self.record.tokens - int(np.diff(self.prompts).sum()))
+
+    def is_prompt(self, places: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Which of the tokens at ``places`` belong to a prompt; any shape."""
+        if not len(self.prompts):
+            return np.zeros(places.shape, dtype=np.bool_)
+        nearest = np.searchsorted(self.prompts[:, 0], places, side="right") - 1
+        inside: npt.NDArray[np.bool_] = (nearest >= 0) & (places < self.prompts[nearest, 1])
+        return inside
 
     def __len__(self) -> int:
         return self.record.tokens
 
 
-def fingerprint_of(corpus: Corpus, tokenizer: Tokenizer) -> str:
+def fingerprint_of(corpus: Documents, tokenizer: Tokenizer) -> str:
     """The name of the packed tokens of ``corpus``; reads every document.
 
     Raises:
@@ -98,8 +116,8 @@ def fingerprint_of(corpus: Corpus, tokenizer: Tokenizer) -> str:
 @contextmanager
 def _locked(cache: Path) -> Iterator[None]:
     """One builder at a time: what a killed one left is the next one's to write over, and ranks build once."""
-    cache.mkdir(parents=True, exist_ok=True)
-    with (cache / "lock").open("wb") as lock:
+    make_directory(cache)
+    with open(cache / "lock", "wb", opener=private) as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
@@ -109,30 +127,55 @@ def _load(cache: Path, fingerprint: str) -> PackedTokens | None:
     try:
         record = PackedRecord(**json.loads((cache / f"{fingerprint}.json").read_bytes()))
         array = np.memmap(cache / f"{fingerprint}.tokens", dtype=record.dtype, mode="r")
+        spans = cache / f"{fingerprint}.prompts"
+        prompts = np.fromfile(spans, "<i8") if record.prompts else np.empty(0, "<i8")
     except (FileNotFoundError, TypeError, ValueError):
         return None
-    return PackedTokens(array, record) if len(array) == record.tokens else None
+    if len(array) != record.tokens or len(prompts) != 2 * record.prompts:
+        return None
+    return PackedTokens(array, record, prompts.reshape(-1, 2))
 
 
-def _build(corpus: Corpus, tokenizer: Tokenizer, cache: Path) -> PackedTokens:
+def _build(corpus: Documents, tokenizer: Tokenizer, cache: Path) -> PackedTokens:
     """Write the tokens, then their record, named by the bytes read *here*, not by those hashed before."""
     digest, dtype = _digest(tokenizer), token_dtype(tokenizer.vocab_size)
     staged, tokens, text_bytes = cache / "building.tmp", 0, 0
-    with staged.open("wb") as file:
+    spans: list[tuple[int, int]] = []
+    with open(staged, "wb", opener=private) as file:
         for document in corpus.documents():
             digest.update(_identity(document))
-            ids = tokenizer.encode(document.text)
-            ids = np.concatenate(([tokenizer.bos_id], ids, [tokenizer.eos_id])).astype(dtype)
-            file.write(ids.data)
+            ids, learnt_from = _pack(document, tokenizer)
+            if learnt_from:
+                spans.append((tokens, tokens + learnt_from))
+            file.write(ids.astype(dtype).data)
             tokens, text_bytes = tokens + len(ids), text_bytes + len(document.text)
         _sync(file)
-    record = PackedRecord(digest.hexdigest(), tokenizer.name, dtype.str, tokens, text_bytes)
+    record = PackedRecord(digest.hexdigest(), tokenizer.name, dtype.str, tokens, text_bytes, len(spans))
     tokens_path = staged.rename(cache / f"{record.fingerprint}.tokens")
-    with staged.open("wb") as file:
-        file.write(json.dumps(asdict(record), indent=1).encode())
+    prompts = np.array(spans, dtype="<i8").reshape(-1, 2)
+    if spans:
+        _write(staged, prompts.tobytes(), cache / f"{record.fingerprint}.prompts")
+    _write(staged, json.dumps(asdict(record), indent=1).encode(), cache / f"{record.fingerprint}.json")
+    return PackedTokens(np.memmap(tokens_path, dtype=dtype, mode="r"), record, prompts)
+
+
+def _pack(document: Document, tokenizer: Tokenizer) -> tuple[Tokens, int]:
+    """A document's tokens between bos and eos, and the first one to be learnt: 0 without a prompt."""
+    bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    if document.prompt:
+        ids, first = tokenizer.encode_after(document.prompt, document.text)
+        learnt_from = len(bos) + first
+    else:
+        ids, learnt_from = tokenizer.encode(document.text), 0
+    before, after = np.array(bos, dtype=ids.dtype), np.array([tokenizer.eos_id], dtype=ids.dtype)
+    return np.concatenate((before, ids, after)), learnt_from
+
+
+def _write(staged: Path, data: bytes, path: Path) -> None:
+    with open(staged, "wb", opener=private) as file:
+        file.write(data)
         _sync(file)
-    staged.rename(cache / f"{record.fingerprint}.json")
-    return PackedTokens(np.memmap(tokens_path, dtype=dtype, mode="r"), record)
+    staged.rename(path)
 
 
 def _digest(tokenizer: Tokenizer) -> "hashlib._Hash":
@@ -141,8 +184,10 @@ def _digest(tokenizer: Tokenizer) -> "hashlib._Hash":
 
 def _identity(document: Document) -> bytes:
     """Name and text with their lengths before them, so that no two lists of documents read the same."""
-    name = os.fsencode(document.name)
-    return b"%d %d\n%b%b" % (len(name), len(document.text), name, document.text)
+    name, prompt = os.fsencode(document.name), document.prompt
+    if not prompt:
+        return b"%d %d\n%b%b" % (len(name), len(document.text), name, document.text)
+    return b"%d %d %d\n%b%b%b" % (len(name), len(prompt), len(document.text), name, prompt, document.text)
 
 
 def _sync(file: BinaryIO) -> None:

@@ -7,17 +7,20 @@ grouped-query attention: arXiv 2305.13245; SwiGLU: arXiv 2002.05202.
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
-from typing import TypeAlias
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Self, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from uploader.errors import SettingsError
+from wmtp.model.rope import RopeScaling, frequencies
 
 Rotary: TypeAlias = tuple[Tensor, Tensor]
 """Cosines and sines, float32, each of shape [S, head_size]."""
+
+_LEAST = {"trunk_layers": 0, "dropout": 0, "norm_eps": 0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +33,10 @@ class ModelConfig:
         attention_heads: query heads of each attention; ``kv_heads`` of keys and values divide them.
         max_sequence_length: longest input, in tokens.
         dropout: probability, on what each attention and each MLP adds.
+        head_dim: channels of one attention head; None is ``hidden_size / attention_heads``.
+        rope: how the rotary frequencies are scaled.
+        attention_bias, mlp_bias: whether those matrices have biases.
+        tie_embeddings: the unembedding is the embedding.
 
     Raises:
         SettingsError: a value is out of range, or two don't fit together.
@@ -46,20 +53,36 @@ class ModelConfig:
     norm_eps: float = 1e-5
     max_sequence_length: int = 1024
     dropout: float = 0.0
+    head_dim: int | None = None
+    rope: RopeScaling = field(default_factory=RopeScaling)
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    tie_embeddings: bool = False
 
     def __post_init__(self) -> None:
-        least = {"trunk_layers": 0, "dropout": 0, "norm_eps": 0}
-        for field in fields(self):
-            if (value := getattr(self, field.name)) < least.get(field.name, 1):
-                raise SettingsError(f"{value} is too small", subject=f"model.{field.name}")
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if type(value) in (int, float) and value < _LEAST.get(one.name, 1):
+                raise SettingsError(f"{value} is too small", subject=f"model.{one.name}")
         if self.dropout >= 1:
             raise SettingsError(f"{self.dropout} is not below 1", subject="model.dropout")
-        self._require_multiple("hidden_size", 2 * self.attention_heads, "twice attention_heads")
+        if self.head_dim is None:
+            self._require_multiple("hidden_size", 2 * self.attention_heads, "twice attention_heads")
+        else:
+            self._require_multiple("head_dim", 2, "the two that rotary embedding turns together")
         self._require_multiple("attention_heads", self.kv_heads, "kv_heads")
+        if self.rope.kind == "dynamic" and self.head_size <= 2:
+            raise SettingsError(f"{self.head_size} is too small for dynamic RoPE", subject="model.head_dim")
 
-    def _require_multiple(self, field: str, unit: int, what: str) -> None:
-        if (value := getattr(self, field)) % unit:
-            raise SettingsError(f"{value} is no multiple of {what} ({unit})", subject=f"model.{field}")
+    @classmethod
+    def from_tree(cls, tree: dict[str, Any]) -> Self:
+        """The config that ``asdict`` made a tree of; fields that are not in it have their defaults."""
+        rope = RopeScaling(**tree["rope"]) if "rope" in tree else RopeScaling()
+        return cls(**{**tree, "rope": rope})
+
+    def _require_multiple(self, name: str, unit: int, what: str) -> None:
+        if (value := getattr(self, name)) % unit:
+            raise SettingsError(f"{value} is no multiple of {what} ({unit})", subject=f"model.{name}")
 
     def require(self, *, vocab_size: int, sequence_length: int) -> None:
         """Before the first step: can the model take this text at all?
@@ -69,19 +92,21 @@ class ModelConfig:
         """
         if vocab_size > self.vocab_size:
             raise SettingsError(
-                f"{self.vocab_size} is less than the tokenizer's {vocab_size}", subject="model.vocab_size"
+                f"{self.vocab_size} is less than the tokenizer's {vocab_size}",
+                subject="model.vocab_size",
+                hint="use the tokenizer that the model was made with: set data.tokenizer",
             )
         if sequence_length > self.max_sequence_length:
             raise SettingsError(
                 f"{sequence_length} is more than the model's {self.max_sequence_length}",
                 subject="data.sequence_length",
-                hint="shorten the samples or raise model.max_sequence_length",
+                hint="shorten the samples or, of a new model, raise model.max_sequence_length",
             )
 
     @property
     def head_size(self) -> int:
         """Channels of one attention head."""
-        return self.hidden_size // self.attention_heads
+        return self.head_dim or self.hidden_size // self.attention_heads
 
     @property
     def fingerprint(self) -> str:
@@ -105,11 +130,17 @@ class RMSNorm(nn.Module):
 
 def rotary(config: ModelConfig, length: int, device: torch.device) -> Rotary:
     """The angles of positions 0..length-1; channel i turns with channel i + head_size/2."""
-    channels = torch.arange(0, config.head_size, 2, device=device, dtype=torch.float32)
-    frequencies = config.rope_theta ** (-channels / config.head_size)
-    angles = torch.outer(torch.arange(length, device=device, dtype=torch.float32), frequencies)
+    speeds, factor = frequencies(
+        config.rope,
+        size=config.head_size,
+        theta=config.rope_theta,
+        length=length,
+        max_length=config.max_sequence_length,
+        device=device,
+    )
+    angles = torch.outer(torch.arange(length, device=device, dtype=torch.float32), speeds)
     angles = torch.cat((angles, angles), dim=-1)
-    return angles.cos(), angles.sin()
+    return angles.cos() * factor, angles.sin() * factor
 
 
 def rotate(heads: Tensor, by: Rotary) -> Tensor:
@@ -126,11 +157,11 @@ class Attention(nn.Module):
         super().__init__()
         self.head_size = config.head_size
         self.grouped = config.kv_heads != config.attention_heads
-        kv_size = config.kv_heads * config.head_size
-        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, kv_size, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, kv_size, bias=False)
-        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        query_size, kv_size = config.attention_heads * config.head_size, config.kv_heads * config.head_size
+        self.q_proj = nn.Linear(config.hidden_size, query_size, bias=config.attention_bias)
+        self.k_proj = nn.Linear(config.hidden_size, kv_size, bias=config.attention_bias)
+        self.v_proj = nn.Linear(config.hidden_size, kv_size, bias=config.attention_bias)
+        self.o_proj = nn.Linear(query_size, config.hidden_size, bias=config.attention_bias)
 
     def forward(self, hidden: Tensor, positions: Rotary) -> Tensor:
         batch, length, _ = hidden.shape
@@ -152,9 +183,9 @@ class MLP(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
 
     def forward(self, hidden: Tensor) -> Tensor:
         gated = functional.silu(self.gate_proj(hidden)) * self.up_proj(hidden)

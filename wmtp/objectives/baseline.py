@@ -1,7 +1,8 @@
-"""Cross entropies, and the baseline objective: for each head the mean over its targets, summed over heads.
+"""Cross entropies, and the loss that every objective has in common: a weighted mean over the step's targets.
 
-A mean's denominator always comes from outside, counted over all micro-batches and ranks of the step, so the
-gradients of the parts add up to those of the whole however it was split.
+``loss = Σ w·CE / Σ w`` over all heads; the baseline's weights are 1. The denominator always comes from
+outside, summed over all micro-batches and ranks of the step, so the gradients of the parts add up to those
+of the whole however it was split.
 """
 
 from torch import Tensor
@@ -31,14 +32,19 @@ def count_targets(labels: Tensor) -> Tensor:
     return (labels != NO_TARGET).sum(dim=(0, 1))
 
 
-def head_loss(cross_entropies: Tensor, denominator: Tensor, weights: Tensor | None = None) -> Tensor:
-    """One head's share of the step's loss: the (weighted) sum of its cross entropies over ``denominator``.
+def uniform_weights(valid: Tensor) -> Tensor:
+    """The baseline's weights: 1 for each target. ``valid``: bool [B, S, H], where there is one."""
+    return valid.float()
+
+
+def weighted_loss(cross_entropies: Tensor, weights: Tensor, denominator: Tensor) -> Tensor:
+    """What these targets add to the step's loss: their weighted cross entropies over ``denominator``.
 
     Args:
-        cross_entropies: [B, S], 0 where there is no target.
-        denominator: scalar; the step's targets, over all micro-batches and ranks. 0 counts as 1, so a step
-            without targets has the loss 0 and gradients of 0.
-        weights: [B, S], without gradient; None means 1 everywhere.
+        cross_entropies: of one head, [B, S], or of all, [B, S, H]; 0 where there is no target.
+        weights: of the same shape, without gradient.
+        denominator: scalar; the step's weights, summed over heads, micro-batches and ranks. Below 1 there is
+            no target, for a weight's mean over targets is 1: it counts as 1, so such a step has the loss 0
+            and gradients of 0.
     """
-    total = cross_entropies.sum() if weights is None else (weights * cross_entropies).sum()
-    return total / denominator.clamp(min=1)
+    return (weights * cross_entropies).sum() / denominator.clamp(min=1)

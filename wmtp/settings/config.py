@@ -4,12 +4,33 @@ Paths and locations are kept as written; ``resolve`` makes them absolute.
 """
 
 from typing import Annotated, Literal, Self
-from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from uploader.settings import StorageSettings
-from wmtp.settings.fields import Count, KeepLast, NotNegative, Positive, SaveInterval, Section
+from uploader.settings import PartsInFlight, PartSize, StorageSettings, UploadSettings
+from wmtp.settings.fields import Bandwidth, Count, KeepLast, NotNegative, Positive, SaveInterval, Section
+
+_UPLOAD = UploadSettings()
+
+
+class Upload(Section):
+    """How checkpoints are uploaded.
+
+    Attributes:
+        part_size_bytes: wanted size of a part; a slow or distant store gets larger ones.
+        parts_in_flight: how many parts are sent at once at most; fewer while the store asks for patience.
+        max_bandwidth: what uploads may take of the network in all: ``50MB``, ``400Mbit``, or bytes a second.
+        pacing: whether uploads stand back where they make training steps slower.
+        request_timeout_s: when a request is abandoned and sent again, beside the time its bytes may take.
+        max_wait_s: longest wait between two attempts.
+    """
+
+    part_size_bytes: PartSize = _UPLOAD.part_size_bytes
+    parts_in_flight: PartsInFlight = _UPLOAD.parts_in_flight
+    max_bandwidth: Bandwidth | None = None
+    pacing: bool = _UPLOAD.pacing
+    request_timeout_s: Positive = _UPLOAD.request_timeout_s
+    max_wait_s: Positive = _UPLOAD.max_wait_s
 
 
 class CheckpointPaths(Section):
@@ -24,6 +45,7 @@ class CheckpointPaths(Section):
         shard_size_bytes: a rank's state is cut into files of at most this size.
         background_nice: how far local writes and uploads stand back for others on the CPU (0 to 19).
         delete_grace_s: from a step's leaving the manifest to the deletion of its objects.
+        upload: how they get to the store.
         durable_timeout_s: how long the end of training waits for its final checkpoint to be durable.
         store_timeout_s: how long the start of training waits for the store to answer.
     """
@@ -36,6 +58,7 @@ class CheckpointPaths(Section):
     shard_size_bytes: Count = 256 * 1024 * 1024
     background_nice: Annotated[int, Field(ge=0, le=19)] = 10
     delete_grace_s: NotNegative = 0.0
+    upload: Upload = Upload()
     durable_timeout_s: Positive = 600.0
     store_timeout_s: Positive = 30.0
 
@@ -71,24 +94,10 @@ class Storage(StorageSettings):
 
     dev_s3: str | None = None
 
-    @field_validator("endpoint_url")
-    @classmethod
-    def _endpoint(cls, url: str | None) -> str | None:
-        if url is None:
-            return None
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("it is no URL of a server: write http://host:port or https://host")
-        if "@" in parts.netloc:
-            raise ValueError("it holds credentials: leave those to the AWS environment or its files")
-        return url
-
     @model_validator(mode="after")
     def _one_server(self) -> Self:
         if self.dev_s3 is not None and self.endpoint_url is not None:
             raise ValueError("dev_s3 and endpoint_url name two servers: keep one")
-        if self.sse_kms_key_id is not None and self.sse != "aws:kms":
-            raise ValueError("sse_kms_key_id has no effect without sse: aws:kms")
         return self
 
 

@@ -23,6 +23,7 @@ _IN_FIRST_ROWS = (
     "paths.checkpoints.save_interval",
     "paths.checkpoints.keep_last",
     "paths.checkpoints.save_final",
+    "paths.checkpoints.upload.max_bandwidth",
 )
 
 
@@ -44,18 +45,27 @@ def _worked_out(resolved: Resolved) -> Iterator[Row]:
     yield "save interval", f"{resolved.save_interval} steps", sources["save_interval"]
     yield "keep last", str(resolved.keep_last), sources["keep_last"]
     yield "save final", _text(resolved.save_final), sources["save_final"]
+    yield "max bandwidth", _bandwidth(resolved.upload.max_bandwidth_bytes_per_s), sources["max_bandwidth"]
     yield length, _text(resolved.max_steps or resolved.num_epochs), sources["max_steps"]
     yield "resume", resume, sources["resume"]
     yield "seed", str(resolved.seed), sources["seed"]
     yield "dataset", str(resolved.dataset or "the standard library's source"), sources["dataset"]
 
 
+def _bandwidth(bytes_per_s: int | None) -> str:
+    return "no limit" if bytes_per_s is None else f"{bytes_per_s / 1e6:g} MB/s"
+
+
 def _as_written(resolved: Resolved) -> Iterator[Row]:
     for document in (resolved.config, resolved.recipe):
         for key, value in _leaves(document.model_dump(by_alias=True), ""):
             if not key.startswith(_IN_FIRST_ROWS):
-                shown = "(set)" if key.startswith(_HIDDEN) else _USER_OF_URL.sub("***@", _text(value))
-                yield key, shown, resolved.leaf_sources.get(key, "default")
+                yield key, shown(key, _text(value)), resolved.leaf_sources.get(key, "default")
+
+
+def shown(key: str, text: str) -> str:
+    """A setting as people may see it: without what could be a secret."""
+    return "(set)" if key.startswith(_HIDDEN) else _USER_OF_URL.sub("***@", text)
 
 
 def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:

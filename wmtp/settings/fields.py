@@ -3,9 +3,9 @@
 import re
 from typing import Annotated
 
-from pydantic import AfterValidator, ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 
-from uploader.settings import Strict
+from uploader.settings import BytesPerSecond, Strict
 
 _RUN_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 
@@ -29,6 +29,25 @@ def check_run_name(name: str) -> str:
     return name
 
 
+def parse_bandwidth(written: object) -> object:
+    """Bytes a second from ``50MB``, ``400Mbit``, ``64KiB/s``; a number is bytes already.
+
+    Raises:
+        ValueError: it is a text of another form.
+    """
+    if not isinstance(written, str):
+        return written
+    found = _BANDWIDTH.fullmatch(written.strip())
+    if found is None:
+        raise ValueError(f"{written!r} is no bandwidth: write 50MB, 400Mbit, or a number of bytes a second")
+    number, prefix, binary, unit = found.groups()
+    power = "kmgt".index(prefix.lower()) + 1 if prefix else 0
+    return int(float(number) * (1024 if binary else 1000) ** power / (8 if unit == "bit" else 1))
+
+
+_BANDWIDTH = re.compile(r"(\d+(?:\.\d+)?) ?(?:([kKMGT])(i?))?(B|bit)?(?:/s)?")
+
+
 def _check_keep_last(keep_last: int) -> int:
     if keep_last < 1:
         raise ValueError(
@@ -45,6 +64,7 @@ def _check_save_interval(steps: int) -> int:
     return steps
 
 
+Bandwidth = Annotated[BytesPerSecond, BeforeValidator(parse_bandwidth)]
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]

@@ -19,6 +19,9 @@ from wmtp.settings.fields import (
     Section,
 )
 
+BYTES = "bytes"
+"""The tokenizer that needs no file: a token for each byte."""
+
 Algo = Literal["baseline-mtp", "rho1-weighted", "rho1-tokenskip", "critic-wmtp", "rho1-wmtp"]
 SelectionMode = Literal["weighted", "tokenskip"]
 
@@ -26,10 +29,10 @@ MODELS_NEEDED: dict[Algo, tuple[str, ...]] = {
     "baseline-mtp": (),
     "rho1-weighted": ("ref",),
     "rho1-tokenskip": ("ref",),
-    "critic-wmtp": ("rm",),
+    "critic-wmtp": ("rm", "ref"),
     "rho1-wmtp": ("ref",),
 }
-"""Which of the config's ``paths.models`` an algorithm reads."""
+"""Of which of the config's ``paths.models`` an algorithm needs one; the first that is set is used."""
 
 
 class Run(Section):
@@ -74,6 +77,10 @@ class Data(Section):
 
     Attributes:
         train: a name of the config's ``paths.datasets``, a path or URI, or ``stdlib``.
+        format: whether its files are texts or hold JSON records, a line each; ``auto`` tells by their names.
+        text_field: of records, the field that holds the text; None tells prompt and solution by the fields.
+        tokenizer: ``bytes``, or the path or URI of a ``tokenizer.json`` or of its directory; None is that of
+            ``paths.models.base``, bytes where there is no base.
         validation_fraction: share of the data held out; 0 holds out nothing.
         sequence_length: tokens a sequence.
         batch_size: sequences a forward pass.
@@ -81,6 +88,9 @@ class Data(Section):
     """
 
     train: str = "stdlib"
+    format: Literal["auto", "text", "records"] = "auto"
+    text_field: str | None = None
+    tokenizer: str | None = None
     validation_fraction: Fraction = 0.01
     sequence_length: Annotated[int, Field(ge=2)] = 128
     batch_size: Count = 8
@@ -92,6 +102,7 @@ class Model(Section):
 
     Attributes:
         attention_heads: query heads of a layer; each group of them shares one of ``kv_heads``.
+        max_sequence_length: longest sample, in tokens.
     """
 
     hidden_size: Count = 128
@@ -101,6 +112,7 @@ class Model(Section):
     attention_heads: Count = 4
     kv_heads: Count = 2
     rope_theta: Positive = 10_000.0
+    max_sequence_length: Annotated[int, Field(ge=2)] = 1024
     dropout: Fraction = 0.0
 
     @model_validator(mode="after")
@@ -141,6 +153,7 @@ class Rho1(Section):
     """Weights from the excess loss over the reference model.
 
     Attributes:
+        temperature: of the softmax of z-scores that makes weights.
         clip: lowest and highest weight of a token.
         keep_ratio: share of the tokens kept when others are skipped.
         selection_mode: None follows ``train.algo`` (``rho1-wmtp``: weighted).
@@ -159,13 +172,29 @@ class Rho1(Section):
 
 
 class Critic(Section):
-    """Weights from the differences of a value head, trained on the reward model."""
+    """Heads weighed by the rise of a value head, which is fitted first, to returns of rewards.
 
+    Attributes:
+        stage1_steps: steps of stage 1, which fits the value head to a frozen trunk; None is a fifth of all.
+        value_learning_rate: of the value head, in both stages.
+        gamma: discount of a reward for each token it lies ahead.
+        gae_lambda: how far returns trust rewards (1) rather than the next value (0).
+        delta_lambda: how much of the value before is taken off to get a value's rise.
+        temperature: of the softmax over heads.
+        value_weight: of the value's mean squared error in stage 2's loss.
+    """
+
+    stage1_steps: Count | None = None
+    value_learning_rate: Positive = 1e-2
     gamma: Annotated[float, Field(gt=0, le=1)] = 0.99
     gae_lambda: Annotated[float, Field(ge=0, le=1)] = 0.95
     delta_lambda: Annotated[float, Field(ge=0, le=1)] = 0.95
     temperature: Positive = 0.7
     value_weight: NotNegative = 0.1
+
+    def stage1_of(self, max_steps: int) -> int:
+        """Steps of stage 1 in a run of ``max_steps`` steps."""
+        return max(1, max_steps // 5) if self.stage1_steps is None else self.stage1_steps
 
 
 class Loss(Section):

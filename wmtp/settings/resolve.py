@@ -9,14 +9,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
+from pydantic import TypeAdapter, ValidationError
+
 from uploader.errors import SettingsError
 from uploader.location import Location
-from uploader.settings import StorageSettings
+from uploader.settings import StorageSettings, UploadSettings
 from wmtp.settings.config import Config, Storage
-from wmtp.settings.fields import check_run_name
+from wmtp.settings.fields import Bandwidth, check_run_name
 from wmtp.settings.locate import is_path, locate, locate_directory
 from wmtp.settings.problems import suggestion
-from wmtp.settings.recipe import MODELS_NEEDED, Recipe
+from wmtp.settings.recipe import BYTES, MODELS_NEEDED, Recipe
 from wmtp.settings.resolved import Flags, Resolved
 from wmtp.settings.resume import Resume
 
@@ -27,6 +29,7 @@ STDLIB = "stdlib"
 CHECKPOINT_PATH = "train.checkpointing.checkpoint_path"
 BASE_PATH = "paths.checkpoints.base_path"
 LOCAL_PATH = "paths.checkpoints.local_path"
+MAX_BANDWIDTH = "paths.checkpoints.upload.max_bandwidth"
 
 T = TypeVar("T")
 
@@ -67,9 +70,11 @@ def resolve(
         fresh=flags.fresh,
         seed=choose("seed", ("seed", config.seed)),
         dataset=_dataset(config, recipe, cwd, choose),
+        tokenizer=_tokenizer(recipe, cwd),
         models=_models(config, recipe, cwd),
         cache=locate_directory(config.paths.cache, cwd, "paths.cache"),
         storage=storage_of(config.storage, cwd),
+        upload=_upload(config, flags, choose),
         dev_s3=directory_of(config.storage.dev_s3, cwd, "storage.dev_s3"),
         sources=choose.sources,
         leaf_sources=leaf_sources,
@@ -113,6 +118,32 @@ def _local_base(config: Config, base: Location, cwd: Path, choose: _Chooser) -> 
         choose.sources["local_dir"] = "the base itself"
         return base.directory
     return choose("local_dir", (LOCAL_PATH, written), (LOCAL_PATH, cwd / "ckpt"))
+
+
+def _upload(config: Config, flags: Flags, choose: _Chooser) -> UploadSettings:
+    paths = config.paths.checkpoints
+    bandwidth = paths.upload.max_bandwidth
+    if flags.max_bandwidth is not None:
+        bandwidth = checked_bandwidth(flags.max_bandwidth)
+    choose.note("max_bandwidth", MAX_BANDWIDTH if flags.max_bandwidth is None else "--max-bandwidth")
+    return UploadSettings(
+        **paths.upload.model_dump(exclude={"max_bandwidth"}),
+        max_bandwidth_bytes_per_s=bandwidth,
+        delete_grace_s=paths.delete_grace_s,
+    )
+
+
+def checked_bandwidth(written: str) -> int:
+    """What ``--max-bandwidth`` says, in bytes a second.
+
+    Raises:
+        SettingsError: it says something else.
+    """
+    try:
+        return TypeAdapter(Bandwidth).validate_python(written)
+    except ValidationError as error:
+        problem = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise SettingsError(problem, subject="--max-bandwidth", hint="64KiB is the least") from None
 
 
 def _max_steps(recipe: Recipe, flags: Flags, choose: _Chooser) -> int | None:
@@ -170,13 +201,24 @@ def _dataset(config: Config, recipe: Recipe, cwd: Path, choose: _Chooser) -> Loc
     )
 
 
+def _tokenizer(recipe: Recipe, cwd: Path) -> Location | None:
+    """Where ``data.tokenizer`` lies; None where it names no file."""
+    text = recipe.data.tokenizer
+    if text is None or text == BYTES:
+        return None
+    if is_path(text):
+        return locate(text, cwd, "data.tokenizer")
+    hint = f"write {BYTES}, or a path with a slash: ./{text}"
+    raise SettingsError(f"{text!r} is no tokenizer", subject="data.tokenizer", hint=hint)
+
+
 def _models(config: Config, recipe: Recipe, cwd: Path) -> dict[str, Location]:
     written = config.paths.models.model_dump(exclude_none=True)
-    for need in MODELS_NEEDED[recipe.train.algo]:
-        if need not in written:
-            raise SettingsError(
-                f"train.algo {recipe.train.algo} needs it", subject=f"paths.models.{need}", hint="set it"
-            )
+    needed = MODELS_NEEDED[recipe.train.algo]
+    if needed and not any(name in written for name in needed):
+        keys = [f"paths.models.{name}" for name in needed]
+        hint = f"set it{''.join(f', or {key}' for key in keys[1:])}, to the directory of a model"
+        raise SettingsError(f"train.algo {recipe.train.algo} needs it", subject=keys[0], hint=hint)
     return {name: locate(text, cwd, f"paths.models.{name}") for name, text in written.items()}
 
 
@@ -184,7 +226,7 @@ def storage_of(storage: Storage, cwd: Path) -> StorageSettings:
     """The uploader's part of the section, its files made absolute."""
     files = {
         name: str(locate_directory(text, cwd, f"storage.{name}"))
-        for name in ("credentials_file", "ca_bundle")
+        for name in ("credentials_file", "ca_bundle", "sse_c_key_file")
         if (text := getattr(storage, name)) is not None
     }
     return StorageSettings.model_validate(storage.model_dump(exclude={"dev_s3"}) | files)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from uploader.location import Location
-from uploader.settings import StorageSettings
+from uploader.settings import StorageSettings, UploadSettings
 from wmtp.settings.config import Config
 from wmtp.settings.recipe import Recipe
 from wmtp.settings.resume import Resume
@@ -20,6 +20,7 @@ class Flags:
     max_steps: int | None = None
     tags: tuple[str, ...] | None = None
     fresh: bool = False
+    max_bandwidth: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,8 +36,10 @@ class Resolved:
         resume: None is a start from scratch.
         fresh: ``--fresh``: start from scratch although there are checkpoints.
         dataset: None is the standard library's source.
+        tokenizer: None is that of bytes or of the base model, as ``data.tokenizer`` says.
         models: by ``base``, ``ref``, ``rm``; only those that are set.
         storage: how the store is reached; without an endpoint while ``dev_s3`` is to provide one.
+        upload: how the uploader works.
         dev_s3: data directory of the embedded server to start; None starts none.
         sources: for each field above that several places may set, ``key (source)`` or the flag.
         leaf_sources: dotted key to source, for every key that something set; the others are defaults.
@@ -59,9 +62,11 @@ class Resolved:
     fresh: bool
     seed: int
     dataset: Location | None
+    tokenizer: Location | None
     models: Mapping[str, Location]
     cache: Path
     storage: StorageSettings
+    upload: UploadSettings
     dev_s3: Path | None
     sources: Mapping[str, str]
     leaf_sources: Mapping[str, str]

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import logging
 import random
 from collections.abc import Mapping
@@ -13,7 +14,6 @@ import torch
 
 from uploader.errors import StartRefused
 from uploader.retention import Retention
-from uploader.settings import UploadSettings
 from wmtp.checkpoint.checkpointer import Checkpointer, Options
 from wmtp.checkpoint.state import Tree
 from wmtp.checkpoint.uploader_process import Uploading
@@ -47,6 +47,10 @@ def run_job(settings: Resolved, uploading: Uploading, *, again: str, verbose: bo
         return _Job(dataclasses.replace(settings, storage=storage), uploading, inherited, again).run()
 
 
+_OWN = ("lr", "betas", "eps", "weight_decay")
+"""Of an optimizer, what the settings say; the model's rate is set anew before each step."""
+
+
 class _Job:
     """A run while this process has it."""
 
@@ -56,7 +60,8 @@ class _Job:
         self.settings, self.again = settings, again
         self.setup = build(settings)
         self.position = Position()
-        self.about: dict[str, Any] = {**self.setup.about, "may_change": self._may_change()}
+        about = {**self.setup.about, "may_change": self._may_change()}
+        self.about: dict[str, Any] = json.loads(json.dumps(about))  # as it will be read again
         self.options = self._options(uploading, inherited)
 
     def run(self) -> int:
@@ -78,8 +83,8 @@ class _Job:
             Checkpointer(
                 settings.local_dir,
                 model=setup.model,
-                optimizer=setup.optimizer,
-                extra={"position": position},
+                optimizer=setup.optimizers,
+                extra={"position": position, **setup.extra},
                 every=settings.save_interval,
                 to=settings.base,
                 options=self.options,
@@ -112,7 +117,7 @@ class _Job:
         return Options(
             storage=self.settings.storage,
             retention=Retention(keep_last=self.settings.keep_last),
-            upload=UploadSettings(delete_grace_s=paths.delete_grace_s),
+            upload=self.settings.upload,
             uploading=uploading,
             shard_size_bytes=paths.shard_size_bytes,
             nice=paths.background_nice,
@@ -133,20 +138,23 @@ class _Job:
 
     def _may_change(self) -> dict[str, Any]:
         """What a resumed run may do otherwise than before; kept in each checkpoint."""
-        optim = self.settings.recipe.optim.model_dump(mode="json")
+        recipe = self.settings.recipe
+        optim, loss = recipe.optim.model_dump(mode="json"), recipe.loss.model_dump(mode="json")
         return {
+            "train.algo": recipe.train.algo,
+            **self.setup.reads,
             **{f"optim.{name}": value for name, value in optim.items()},
+            **{f"loss.{name}": value for name, value in loss.items()},
             "max_steps": self.setup.max_steps,
             "save_interval": self.settings.save_interval,
             "keep_last": self.settings.keep_last,
         }
 
     def _resume(self, checkpointer: Checkpointer) -> None:
-        """Where ``--resume`` says; the settings' own betas and weight decay hold, not the checkpoint's."""
-        groups = self.setup.optimizer.param_groups
-        wanted = [{name: group[name] for name in ("betas", "eps", "weight_decay")} for group in groups]
+        """Where ``--resume`` says; the settings' own rates, betas and decay hold, not the checkpoint's."""
+        wanted = [{name: group[name] for name in _OWN} for group in self._groups()]
         checkpointer.restore(self.settings.resume, fresh=self.settings.fresh)
-        for group, own in zip(self.setup.optimizer.param_groups, wanted, strict=True):
+        for group, own in zip(self._groups(), wanted, strict=True):
             group.update(own)
         started = checkpointer.started
         assert started is not None  # noqa: S101
@@ -158,6 +166,9 @@ class _Job:
             f"run {self.settings.run_name}, generation {started.run.generation}: {parameters / 1e6:.2f} M "
             f"parameters on {self.setup.device}, {where}; checkpoints go to {self.settings.location}"
         )
+
+    def _groups(self) -> list[dict[str, Any]]:
+        return [group for optimizer in self.setup.optimizers.values() for group in optimizer.param_groups]
 
 
 def say(line: str) -> None:

@@ -1,20 +1,24 @@
 """From settings to everything that a training run works with; whatever does not fit is found here."""
 
+import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from uploader.errors import SettingsError
-from wmtp.data.corpus import open_corpus
+from wmtp.checkpoint.state import Stateful
 from wmtp.data.dataset import Batches, split
 from wmtp.data.packed import PackedTokens
-from wmtp.data.tokenizer import ByteTokenizer
-from wmtp.model.llama import ModelConfig
 from wmtp.model.mtp import MTPModel
 from wmtp.settings import Resolved
+from wmtp.training.algorithm import Basis, build_algorithm
+from wmtp.training.models import build_model
+from wmtp.training.objective import Objective
 from wmtp.training.optimizer import OptimizerSettings, build_optimizer
+from wmtp.training.sources import open_data, open_tokenizer, require_one_vocabulary
 
 
 @dataclass
@@ -22,13 +26,18 @@ class Setup:
     """The objects of one run, built and checked.
 
     Attributes:
+        optimizers: ``main`` trains the model; others what the algorithm trains beside it.
+        extra: by name, what else of the algorithm has a state.
         batch_size: samples a step, over all micro-batches.
         fingerprints: of what must not change between a checkpoint and its resumption.
         about: the same in words, to name the fields that differ.
+        reads: fingerprints of the models the algorithm reads, by the key that names them.
     """
 
     model: MTPModel
-    optimizer: torch.optim.Optimizer
+    objective: Objective
+    optimizers: dict[str, torch.optim.Optimizer]
+    extra: Mapping[str, Stateful]
     train: Batches
     held_out: Batches
     bytes_per_token: float
@@ -38,10 +47,11 @@ class Setup:
     autocast_dtype: torch.dtype | None
     fingerprints: dict[str, str]
     about: dict[str, object]
+    reads: Mapping[str, str]
 
 
 def build(settings: Resolved) -> Setup:
-    """Open the data, build the model and its optimizer.
+    """Open the data, build the model, its optimizer and the algorithm.
 
     Raises:
         SettingsError: something is missing, unknown, or does not fit together.
@@ -49,31 +59,20 @@ def build(settings: Resolved) -> Setup:
     recipe, config = settings.recipe, settings.config
     _check_supported(settings)
     device = _device(config.devices.device)
-    tokenizer = ByteTokenizer()
-    model_settings = recipe.model
-    model_config = ModelConfig(
-        vocab_size=tokenizer.vocab_size,
-        hidden_size=model_settings.hidden_size,
-        intermediate_size=model_settings.intermediate_size,
-        trunk_layers=model_settings.trunk_layers,
-        heads=model_settings.heads,
-        attention_heads=model_settings.attention_heads,
-        kv_heads=model_settings.kv_heads,
-        rope_theta=model_settings.rope_theta,
-        dropout=model_settings.dropout,
-    )
-    model_config.require(vocab_size=tokenizer.vocab_size, sequence_length=recipe.data.sequence_length)
-    corpus = open_corpus(_dataset(settings), field="data.train")
-    packed = PackedTokens.open(corpus, tokenizer, Path(settings.cache))
+    tokenizer = open_tokenizer(settings)
+    require_one_vocabulary(settings, tokenizer)
+    model = build_model(settings, vocab_size=tokenizer.vocab_size, device=device)
+    packed = PackedTokens.open(open_data(settings), tokenizer, Path(settings.cache))
     train, held_out = split(
         packed,
         sequence_length=recipe.data.sequence_length,
-        heads=model_config.heads,
+        heads=model.config.heads,
         seed=settings.seed,
         held_out_fraction=recipe.data.validation_fraction,
     )
     batch_size = recipe.data.batch_size * recipe.data.gradient_accumulation
-    model = MTPModel.from_settings(model_config, seed=settings.seed, device=device)
+    max_steps = _max_steps(settings, len(train), batch_size)
+    autocast_dtype = _autocast_dtype(config.devices.dtype, device)
     optimizer = build_optimizer(
         model,
         OptimizerSettings(
@@ -82,53 +81,43 @@ def build(settings: Resolved) -> Setup:
             weight_decay=recipe.optim.weight_decay,
         ),
     )
+    algorithm = build_algorithm(Basis(settings, model, train, max_steps, device, autocast_dtype))
     if config.devices.compile:
         for block in [*model.layers, *model.heads]:
             block.compile()
     return Setup(
         model=model,
-        optimizer=optimizer,
+        objective=algorithm.objective,
+        optimizers={"main": optimizer, **algorithm.optimizers},
+        extra=algorithm.extra,
         train=train,
         held_out=held_out,
         bytes_per_token=packed.bytes_per_token,
-        max_steps=_max_steps(settings, len(train), batch_size),
+        max_steps=max_steps,
         batch_size=batch_size,
         device=device,
-        autocast_dtype=_autocast_dtype(config.devices.dtype, device),
-        fingerprints={"model": model_config.fingerprint, "data": train.fingerprint},
+        autocast_dtype=autocast_dtype,
+        fingerprints={"model": model.config.fingerprint, "data": train.fingerprint},
         about={
-            "model": model_settings.model_dump(mode="json"),
-            "data": recipe.data.model_dump(mode="json", exclude={"train"}) | {"tokens": packed.fingerprint},
+            "model": dataclasses.asdict(model.config),
+            "data": {
+                **recipe.data.model_dump(mode="json", exclude={"train", "format", "text_field", "tokenizer"}),
+                "tokenizer": tokenizer.name,
+                "tokens": packed.fingerprint,
+            },
             "seed": settings.seed,
         },
+        reads=algorithm.reads,
     )
 
 
 def _check_supported(settings: Resolved) -> None:
-    if settings.recipe.train.algo != "baseline-mtp":
-        raise SettingsError(
-            f"{settings.recipe.train.algo} can't be trained by this version yet",
-            subject="train.algo",
-            hint="use baseline-mtp",
-        )
     if settings.config.mlflow.enabled:
         raise SettingsError(
             "this version does not write to MLflow yet",
             subject="mlflow.enabled",
             hint="set it to false: metrics are in metrics.jsonl of the run directory",
         )
-
-
-def _dataset(settings: Resolved) -> str:
-    if settings.dataset is None:
-        return "stdlib"
-    if settings.dataset.is_s3:
-        raise SettingsError(
-            f"{settings.dataset} can't be read by this version yet",
-            subject="data.train",
-            hint="copy it to a local directory and name that",
-        )
-    return settings.dataset.path
 
 
 def _device(name: str) -> torch.device:

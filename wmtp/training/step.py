@@ -1,8 +1,11 @@
-"""One step's forward and backward, head after head, and the same forward for evaluation.
+"""One step's forward and backward, head after head, and the same forward for scores and evaluation.
 
 The trunk runs once; each head runs forward and backward from its detached hidden states, where the gradients
 of all heads add up; then the trunk runs backward. The logits of one head are gone before the next one's are
 made, so memory grows with V, not with H·V (arXiv 2404.19737); the gradients are those of the joint loss.
+
+Weights that depend on the model's own losses are needed before the first backward: ``score`` finds those
+losses in a forward pass of its own, which costs a third more time and no more memory than a head's logits.
 """
 
 import math
@@ -15,7 +18,7 @@ from torch import Tensor
 
 from wmtp.data.dataset import NO_TARGET, Batch
 from wmtp.model.mtp import MTPModel
-from wmtp.objectives.baseline import cross_entropy, head_loss
+from wmtp.objectives.baseline import cross_entropy, weighted_loss
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,47 +26,62 @@ class StepLoss:
     """What one micro-batch adds to the step's loss, in nats, detached and still on the device.
 
     Attributes:
-        heads: the share of each head, float32 [H]; their sum is the loss that was differentiated.
+        loss: scalar; its share of the step's weighted loss.
+        nats: unweighted cross entropies of each head, summed over its targets: float32 [H].
     """
 
-    heads: Tensor
-
-    @property
-    def total(self) -> Tensor:
-        return self.heads.sum()
+    loss: Tensor
+    nats: Tensor
 
     def __add__(self, other: "StepLoss") -> "StepLoss":
-        return StepLoss(self.heads + other.heads)
+        return StepLoss(self.loss + other.loss, self.nats + other.nats)
 
 
 def forward_backward(
     model: MTPModel,
     batch: Batch,
-    denominators: Tensor,
+    weights: Tensor,
+    denominator: Tensor,
     *,
-    weights: Tensor | None = None,
     autocast_dtype: torch.dtype | None = None,
 ) -> StepLoss:
     """Add the gradients of one micro-batch to ``.grad``.
 
     Args:
-        denominators: [H], what each head's sum is divided by: the step's targets over all micro-batches
-            and ranks.
-        weights: [B, S, H] factors of the cross entropies; None means 1.
+        weights: [B, S, H] factors of the cross entropies, 0 where there is no target.
+        denominator: scalar; the step's weights, summed over all micro-batches and ranks.
         autocast_dtype: run matrix products in this type; None means as the parameters are.
     """
-    with _precision(batch, autocast_dtype):
+    with precision(batch.ids, autocast_dtype):
         hidden = model.trunk(batch.ids)
     shared = hidden.detach().requires_grad_()
-    shares = []
+    loss, nats = shared.new_zeros((), dtype=torch.float32), []
     for k in range(model.config.heads):
-        with _precision(batch, autocast_dtype):
+        with precision(batch.ids, autocast_dtype):
             cross_entropies = cross_entropy(model.head(k, shared), batch.labels[..., k])
-        share = head_loss(cross_entropies, denominators[k], None if weights is None else weights[..., k])
+        share = weighted_loss(cross_entropies, weights[..., k], denominator)
         share.backward()  # type: ignore[no-untyped-call]
-        shares.append(share.detach())
+        loss += share.detach()
+        nats.append(cross_entropies.detach().sum())
     hidden.backward(shared.grad)  # type: ignore[no-untyped-call]
-    return StepLoss(torch.stack(shares))
+    return StepLoss(loss, torch.stack(nats))
+
+
+@torch.no_grad()
+def score(model: MTPModel, batch: Batch, *, autocast_dtype: torch.dtype | None = None) -> Tensor:
+    """The cross entropies [B, S, H] of one micro-batch, without gradient or dropout; 0 without a target."""
+    hidden = trunk_states(model, batch, autocast_dtype=autocast_dtype)
+    with evaluating(model), precision(batch.ids, autocast_dtype):
+        heads = range(model.config.heads)
+        each = [cross_entropy(model.head(k, hidden), batch.labels[..., k]) for k in heads]
+    return torch.stack(each, dim=2)
+
+
+@torch.no_grad()
+def trunk_states(model: MTPModel, batch: Batch, *, autocast_dtype: torch.dtype | None = None) -> Tensor:
+    """The trunk's states [B, S, D], without gradient or dropout."""
+    with evaluating(model), precision(batch.ids, autocast_dtype):
+        return model.trunk(batch.ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +111,9 @@ def evaluate(
 ) -> Evaluation:
     """Measure the model on ``batches``, without dropout; random state and mode stay as they were."""
     sums = torch.zeros(3, model.config.heads, dtype=torch.float64)
-    with _evaluating(model):
+    with evaluating(model):
         for batch in batches:
-            with _precision(batch, autocast_dtype):
+            with precision(batch.ids, autocast_dtype):
                 hidden = model.trunk(batch.ids)
                 each = [_measure(model.head(k, hidden), batch.labels[..., k]) for k in range(len(sums[0]))]
             sums += torch.stack(each, dim=1).cpu()
@@ -117,7 +135,8 @@ def _measure(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 @contextmanager
-def _evaluating(model: MTPModel) -> Iterator[None]:
+def evaluating(model: MTPModel) -> Iterator[None]:
+    """Without dropout; the mode is afterwards what it was."""
     was_training = model.training
     model.eval()
     try:
@@ -126,5 +145,6 @@ def _evaluating(model: MTPModel) -> Iterator[None]:
         model.train(was_training)
 
 
-def _precision(batch: Batch, dtype: torch.dtype | None) -> torch.autocast:
-    return torch.autocast(batch.ids.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
+def precision(ids: Tensor, dtype: torch.dtype | None) -> torch.autocast:
+    """Matrix products in ``dtype`` on the device of ``ids``; None leaves them as the parameters are."""
+    return torch.autocast(ids.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)

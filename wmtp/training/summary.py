@@ -23,7 +23,7 @@ def summary(
     made = [saved for saved in checkpointer.saved if saved.error is None]
     stall_ms = sum(saved.stall_ms for saved in checkpointer.saved)
     yield ""
-    yield f"finished     step {position.step}, loss {position.loss:.4f} (nats, summed over heads)"
+    yield f"finished     step {position.step}, loss {position.loss:.4f} (nats a target)"
     heads = held_out.get("held_out")
     if isinstance(heads, list):
         each = "/".join(f"{value:.3f}" for value in heads)

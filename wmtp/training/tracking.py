@@ -13,8 +13,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TextIO, TypeAlias
 
+from uploader.below import private
 from uploader.errors import CorruptError
-from uploader.files import disk_errors
+from uploader.files import disk_errors, make_directory
 
 if TYPE_CHECKING:
     import rich.progress
@@ -37,9 +38,9 @@ class MetricsLog:
     def __init__(self, path: Path, *, resume_step: int) -> None:
         self.path = path
         with disk_errors("writing metrics to", self.path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_directory(path.parent)
             self._cut(resume_step)
-            self._file = path.open("a", encoding="utf-8")
+            self._file = open(path, "a", encoding="utf-8", opener=private)  # noqa: SIM115  (closed by close)
 
     def log(self, step: int, metrics: Mapping[str, Metric]) -> None:
         """Append one line; a number that is not finite becomes null, for JSON has no other.
@@ -63,7 +64,7 @@ class MetricsLog:
             lines.pop()
         kept = [line for number, line in enumerate(lines, 1) if self._step(line, number) <= resume_step]
         beside = self.path.with_name(self.path.name + ".tmp")
-        with beside.open("wb") as file:
+        with open(beside, "wb", opener=private) as file:
             file.writelines(kept)
             file.flush()
             os.fsync(file.fileno())

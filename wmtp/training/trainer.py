@@ -4,20 +4,21 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from uploader.errors import DiskError
 from wmtp.checkpoint.checkpointer import Checkpointer
 from wmtp.data.dataset import Batch
-from wmtp.objectives.baseline import count_targets
 from wmtp.settings import Resolved
+from wmtp.training.objective import Measures
 from wmtp.training.optimizer import clip_gradients, learning_rate, set_learning_rate
 from wmtp.training.setup import Setup
-from wmtp.training.step import StepLoss, evaluate, forward_backward
+from wmtp.training.step import evaluate
 from wmtp.training.stopping import StopRequest
 from wmtp.training.tracking import Metric, MetricsLog, Progress
 
 EVALUATED_SAMPLES = 256
+MAIN = "main"
+SHOWN = ("loss", "heads", "value_loss", "kept", "lr")
+"""Metrics for the terminal, in this order; the others are in the file."""
 
 
 @dataclass
@@ -27,7 +28,7 @@ class Position:
     Attributes:
         step: optimizer steps done.
         samples: samples consumed, over all ranks: the position in the data.
-        loss: of the last step, summed over heads, in nats.
+        loss: of the last step, a mean over targets, in nats.
     """
 
     step: int = 0
@@ -67,17 +68,17 @@ class Trainer:
         position, setup = self.position, self.setup
         setup.model.train()
         while position.step < setup.max_steps and stop.signal is None:
-            batches = self._fetch()
-            loss = self._forward_backward(batches)
-            norm = clip_gradients(setup.model.parameters(), self.settings.recipe.optim.clip_norm)
+            measures = setup.objective.backward(self._fetch(), position.step)
+            measures |= self._clip()
             self._set_learning_rate()
             self.checkpointer.fence()  # what a running snapshot still copies is about to change
-            setup.optimizer.step()
-            setup.optimizer.zero_grad(set_to_none=True)
+            for optimizer in setup.optimizers.values():
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
             position.step += 1
             position.samples += setup.batch_size
-            position.loss = float(loss.total)
-            self._log(loss, float(norm))
+            position.loss = float(measures["loss"])
+            self._log(measures)
             self._save()
         if position.step and (self.settings.save_final or stop.signal is not None):
             self._save(force=True)
@@ -90,28 +91,29 @@ class Trainer:
         starts = range(self.position.samples, self.position.samples + self.setup.batch_size, size)
         return [self.setup.train.batch(start, size).to(self.setup.device) for start in starts]
 
-    def _forward_backward(self, batches: list[Batch]) -> StepLoss:
-        """Gradients of the whole step: every share is divided by the targets of all micro-batches."""
-        denominators = torch.stack([count_targets(batch.labels) for batch in batches]).sum(dim=0)
-        losses = [
-            forward_backward(self.setup.model, batch, denominators, autocast_dtype=self.setup.autocast_dtype)
-            for batch in batches
-        ]
-        total = losses[0]
-        for loss in losses[1:]:
-            total += loss
-        return total
+    def _clip(self) -> Measures:
+        """Clip what each optimizer trains, apart from the others; the norms before."""
+        norms = {}
+        for name, optimizer in self.setup.optimizers.items():
+            weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+            key = "grad_norm" if name == MAIN else f"{name}_grad_norm"
+            norms[key] = clip_gradients(weights, self.settings.recipe.optim.clip_norm)
+        return norms
 
     def _set_learning_rate(self) -> None:
-        optim, max_steps = self.settings.recipe.optim, self.setup.max_steps
-        rate = learning_rate(
-            self.position.step,
-            peak=optim.learning_rate,
-            warmup_steps=optim.warmup_of(max_steps),
-            max_steps=max_steps,
-            floor_ratio=optim.min_lr_ratio,
-        )
-        set_learning_rate(self.setup.optimizer, rate)
+        """Of the model: a function of the steps it was trained for. What else is trained has a fixed rate."""
+        optim, first_step = self.settings.recipe.optim, self.setup.objective.first_step
+        done, max_steps = self.position.step - first_step, self.setup.max_steps - first_step
+        rate = 0.0
+        if done >= 0:
+            rate = learning_rate(
+                done,
+                peak=optim.learning_rate,
+                warmup_steps=optim.warmup_of(max_steps),
+                max_steps=max_steps,
+                floor_ratio=optim.min_lr_ratio,
+            )
+        set_learning_rate(self.setup.optimizers[MAIN], rate)
 
     def _save(self, *, force: bool = False) -> None:
         step, skipped = self.position.step, self.checkpointer.skipped
@@ -119,19 +121,19 @@ class Trainer:
         if self.checkpointer.skipped > skipped:
             self.progress.note(f"step_{step}  skipped: the last save is still being written")
 
-    def _log(self, loss: StepLoss, norm: float) -> None:
+    def _log(self, measures: Measures) -> None:
         """One line of metrics a step; one on the terminal every ``log_interval`` steps."""
         step = self.position.step
-        heads = loss.heads.tolist()
-        rate = self.setup.optimizer.param_groups[0]["lr"]
-        self._write_metrics(step, {"loss": sum(heads), "heads": heads, "lr": rate, "grad_norm": norm})
+        metrics: dict[str, Metric] = {name: value.tolist() for name, value in measures.items()}
+        metrics["lr"] = self.setup.optimizers[MAIN].param_groups[0]["lr"]
+        self._write_metrics(step, metrics)
         self.progress.advance(step)
         if step % self.settings.config.log_interval == 0 or step == self.setup.max_steps:
             now_s = time.perf_counter()
             per_s = (step - self._logged_step) / max(now_s - self._logged_s, 1e-9)
             self._logged_s, self._logged_step = now_s, step
-            shown: dict[str, Metric] = {"loss": sum(heads), "heads": heads, "lr": rate, "steps/s": per_s}
-            self.progress.step(step, shown)
+            shown = {name: metrics[name] for name in SHOWN if name in metrics}
+            self.progress.step(step, {**shown, "steps/s": per_s})
         self.tell()
 
     def _write_metrics(self, step: int, metrics: dict[str, Metric]) -> None:

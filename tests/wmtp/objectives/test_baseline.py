@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from wmtp.data.dataset import NO_TARGET
-from wmtp.objectives.baseline import count_targets, cross_entropy, head_loss
+from wmtp.objectives.baseline import count_targets, cross_entropy, uniform_weights, weighted_loss
 
 
 def test_cross_entropy_by_hand() -> None:
@@ -27,12 +27,16 @@ def test_targets_are_counted_head_by_head() -> None:
     assert count_targets(labels).tolist() == [3, 1]
 
 
-def test_the_loss_is_a_mean_over_targets_or_over_whatever_is_asked() -> None:
+def test_the_loss_is_a_weighted_sum_over_what_is_asked() -> None:
     nats = torch.tensor([[1.0, 2.0], [3.0, 0.0]])
-    assert head_loss(nats, torch.tensor(3)).item() == 2.0
-    assert head_loss(nats, torch.tensor(12)).item() == 0.5
-    weights = torch.tensor([[2.0, 0.0], [1.0, 7.0]])
-    assert head_loss(nats, torch.tensor(3), weights).item() == pytest.approx(5 / 3)
+    weights = torch.tensor([[2.0, 0.5], [1.0, 7.0]])
+    assert weighted_loss(nats, weights, torch.tensor(3.0)).item() == 2.0
+    assert weighted_loss(nats, weights, torch.tensor(12.0)).item() == 0.5
+
+
+def test_the_baseline_weighs_each_target_1() -> None:
+    valid = torch.tensor([[[True, False], [True, True]]])
+    assert uniform_weights(valid).tolist() == [[[1.0, 0.0], [1.0, 1.0]]]
 
 
 def random_case() -> tuple[Tensor, Tensor]:
@@ -46,15 +50,17 @@ def random_case() -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_losses_and_gradients_of_parts_add_up_however_it_is_split(size: int) -> None:
     logits, labels = random_case()
-    denominator = count_targets(labels[..., None])[0]
+    weights = uniform_weights(labels != NO_TARGET)
+    denominator = weights.sum()
     whole = logits.clone().requires_grad_()
-    loss = head_loss(cross_entropy(whole, labels), denominator)
+    loss = weighted_loss(cross_entropy(whole, labels), weights, denominator)
     loss.backward()  # type: ignore[no-untyped-call]
 
     parts = logits.clone().requires_grad_()
     total = 0.0
     for at in range(0, 6, size):
-        part = head_loss(cross_entropy(parts[at : at + size], labels[at : at + size]), denominator)
+        rows = slice(at, at + size)
+        part = weighted_loss(cross_entropy(parts[rows], labels[rows]), weights[rows], denominator)
         part.backward()  # type: ignore[no-untyped-call]
         total += part.item()
     assert total == pytest.approx(loss.item(), abs=1e-6)
@@ -65,7 +71,8 @@ def test_losses_and_gradients_of_parts_add_up_however_it_is_split(size: int) -> 
 def test_without_targets_the_loss_is_zero_and_still_attached() -> None:
     logits = torch.randn(2, 3, 5, requires_grad=True)
     labels = torch.full((2, 3), NO_TARGET)
-    loss = head_loss(cross_entropy(logits, labels), count_targets(labels[..., None])[0])
+    weights = uniform_weights(labels != NO_TARGET)
+    loss = weighted_loss(cross_entropy(logits, labels), weights, weights.sum())
     loss.backward()  # type: ignore[no-untyped-call]
     assert loss.item() == 0.0
     assert logits.grad is not None and logits.grad.abs().max() == 0.0

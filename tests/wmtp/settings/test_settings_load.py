@@ -112,7 +112,8 @@ def test_unknown_keys_are_refused_by_path_with_suggestion(refused: Callable[...,
         "run (c.yaml:4): unknown key; run belongs to the recipe",
         "train.save_interval (r.yaml:2): unknown key; did you mean train.checkpointing.save_interval?",
         "loss.critic.zzz (r.yaml:5): unknown key;"
-        " there are: gamma, gae_lambda, delta_lambda, temperature, value_weight",
+        " there are: stage1_steps, value_learning_rate, gamma, gae_lambda, delta_lambda, temperature,"
+        " value_weight",
     ]
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from uploader.errors import SettingsError
 from uploader.location import Location
@@ -279,3 +280,46 @@ def test_describe_tells_every_value_once_and_no_secret() -> None:
     assert ("mlflow.tracking_uri", "https://***@host/x", "default") in rows
     assert ("optim.betas", "[0.9, 0.95]", "default") in rows
     assert not any("hidden" in value for _, value, _ in rows)
+
+
+def uploading(**upload: Any) -> dict[str, Any]:
+    return {"paths": {"checkpoints": {"upload": upload, "delete_grace_s": 5.0}}}
+
+
+@pytest.mark.parametrize(
+    ("written", "bytes_per_s"),
+    [
+        ("50MB", 50_000_000),
+        ("50 MB/s", 50_000_000),
+        ("400Mbit", 50_000_000),
+        ("1.5GB", 1_500_000_000),
+        ("64KiB", 65_536),
+        ("2Gi", 2 * 1024**3),
+        ("1000000", 1_000_000),
+        (1_000_000, 1_000_000),
+    ],
+)
+def test_a_bandwidth_is_written_as_people_write_it(written: str | int, bytes_per_s: int) -> None:
+    got = resolved(uploading(max_bandwidth=written))
+    assert got.upload.max_bandwidth_bytes_per_s == bytes_per_s
+    if isinstance(written, str):
+        assert resolved(max_bandwidth=written).upload.max_bandwidth_bytes_per_s == bytes_per_s
+
+
+def test_the_flag_outranks_the_config_and_says_so() -> None:
+    got = resolved(uploading(max_bandwidth="1MB", parts_in_flight=3, pacing=False), max_bandwidth="2MB")
+    assert (got.upload.max_bandwidth_bytes_per_s, got.upload.parts_in_flight) == (2_000_000, 3)
+    assert (got.upload.pacing, got.upload.delete_grace_s) == (False, 5.0)
+    rows = {name: (value, source) for name, value, source in describe(got)}
+    assert rows["max bandwidth"] == ("2 MB/s", "--max-bandwidth")
+    assert rows["paths.checkpoints.upload.parts_in_flight"][0] == "3"
+    plain = {name: (value, source) for name, value, source in describe(resolved())}
+    assert plain["max bandwidth"] == ("no limit", "paths.checkpoints.upload.max_bandwidth (default)")
+
+
+@pytest.mark.parametrize("written", ["fast", "50 parsecs", "-5MB", "1KB", "", "1e9"])
+def test_a_bad_bandwidth_is_told_with_its_place(written: str) -> None:
+    with pytest.raises(SettingsError, match="--max-bandwidth: "):
+        resolved(max_bandwidth=written)
+    with pytest.raises(ValidationError, match=r"paths.checkpoints.upload.max_bandwidth"):
+        resolved(uploading(max_bandwidth=written))

@@ -15,7 +15,7 @@ from wmtp.data.dataset import NO_TARGET, Batch, Batches, split
 from wmtp.data.packed import PackedRecord, PackedTokens
 from wmtp.model.llama import ModelConfig
 from wmtp.model.mtp import MTPModel
-from wmtp.objectives.baseline import count_targets, cross_entropy, head_loss
+from wmtp.objectives.baseline import cross_entropy, uniform_weights, weighted_loss
 from wmtp.training.optimizer import (
     OptimizerSettings,
     build_optimizer,
@@ -23,7 +23,7 @@ from wmtp.training.optimizer import (
     learning_rate,
     set_learning_rate,
 )
-from wmtp.training.step import evaluate, forward_backward
+from wmtp.training.step import evaluate, forward_backward, score
 
 TINY = ModelConfig(
     vocab_size=32, hidden_size=16, intermediate_size=24, attention_heads=2, kv_heads=1, heads=3
@@ -55,34 +55,43 @@ def assert_same_gradients(model: MTPModel, other: MTPModel, tolerance: float) ->
     assert max(gradient.abs().max().item() for gradient in ours.values()) > 1e-2
 
 
+def part(batch: Batch, rows: slice) -> Batch:
+    return Batch(batch.text[rows], batch.labels[rows], batch.windows[rows])
+
+
+def ones(batch: Batch) -> Tensor:
+    return uniform_weights(batch.labels != NO_TARGET)
+
+
 @pytest.mark.parametrize("weighted", [False, True])
 def test_sequential_and_joint_gradients_agree(weighted: bool) -> None:
     sequential = MTPModel.from_settings(TINY, seed=0)
     joint, batch = copy.deepcopy(sequential), sample()
-    counts = count_targets(batch.labels)
-    weights = torch.rand(batch.labels.shape, generator=torch.Generator().manual_seed(0)) if weighted else None
-    loss = forward_backward(sequential, batch, counts, weights=weights)
+    weights = ones(batch)
+    if weighted:
+        weights = weights * torch.rand(weights.shape, generator=torch.Generator().manual_seed(0))
+    loss = forward_backward(sequential, batch, weights, weights.sum())
 
-    logits, expected = joint(batch.ids), []
-    for k in range(3):
-        nats = cross_entropy(logits[:, :, k], batch.labels[..., k])
-        expected.append(head_loss(nats, counts[k], None if weights is None else weights[..., k]))
-    torch.stack(expected).sum().backward()  # type: ignore[no-untyped-call]
-    torch.testing.assert_close(loss.heads, torch.stack(expected).detach())
-    assert loss.total.item() == pytest.approx(sum(share.item() for share in expected))
+    logits = joint(batch.ids)
+    nats = torch.stack([cross_entropy(logits[:, :, k], batch.labels[..., k]) for k in range(3)], dim=2)
+    expected = weighted_loss(nats, weights, weights.sum())
+    expected.backward()  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(loss.loss, expected.detach())
+    torch.testing.assert_close(loss.nats, nats.detach().sum(dim=(0, 1)))
     assert_same_gradients(sequential, joint, 1e-6)
 
 
 def test_micro_batches_add_up_to_the_batch() -> None:
     whole = MTPModel.from_settings(TINY, seed=0)
     parts, batch = copy.deepcopy(whole), sample()
-    counts = count_targets(batch.labels)
-    loss = forward_backward(whole, batch, counts)
+    weights = ones(batch)
+    loss = forward_backward(whole, batch, weights, weights.sum())
     first, second = (
-        forward_backward(parts, Batch(batch.ids[rows], batch.labels[rows]), counts)
+        forward_backward(parts, part(batch, rows), weights[rows], weights.sum())
         for rows in (slice(0, 1), slice(1, 4))
     )
-    torch.testing.assert_close((first + second).heads, loss.heads)
+    torch.testing.assert_close((first + second).loss, loss.loss)
+    torch.testing.assert_close((first + second).nats, loss.nats)
     assert_same_gradients(whole, parts, 1e-6)
 
 
@@ -99,15 +108,17 @@ def test_the_logits_of_one_head_are_gone_before_the_next(monkeypatch: pytest.Mon
         return logits
 
     monkeypatch.setattr(model, "head", watched)
-    forward_backward(model, sample(), torch.tensor([1, 1, 1]))
-    assert seen == [0, 0, 0]
+    batch = sample()
+    score(model, batch)
+    forward_backward(model, batch, ones(batch), torch.tensor(1.0))
+    assert seen == [0] * 6
 
 
 def test_a_batch_without_targets_leaves_zero_gradients() -> None:
     model, batch = MTPModel.from_settings(TINY, seed=0), sample()
     batch.labels.fill_(NO_TARGET)
-    loss = forward_backward(model, batch, count_targets(batch.labels))
-    assert loss.heads.tolist() == [0.0, 0.0, 0.0]
+    loss = forward_backward(model, batch, ones(batch), ones(batch).sum())
+    assert loss.loss.item() == 0 and loss.nats.tolist() == [0.0, 0.0, 0.0]
     assert len(gradients(model)) == len(list(model.parameters()))
     assert all(gradient.abs().max() == 0 for gradient in gradients(model).values())
 
@@ -115,13 +126,24 @@ def test_a_batch_without_targets_leaves_zero_gradients() -> None:
 def test_autocast_changes_precision_and_not_the_result() -> None:
     exact = MTPModel.from_settings(TINY, seed=0)
     rounded, batch = copy.deepcopy(exact), sample()
-    counts = count_targets(batch.labels)
-    one = forward_backward(exact, batch, counts)
-    other = forward_backward(rounded, batch, counts, autocast_dtype=torch.bfloat16)
-    assert other.heads.dtype == torch.float32
-    torch.testing.assert_close(other.heads, one.heads, rtol=0.01, atol=0)
-    assert not torch.equal(other.heads, one.heads)
+    weights = ones(batch)
+    one = forward_backward(exact, batch, weights, weights.sum())
+    other = forward_backward(rounded, batch, weights, weights.sum(), autocast_dtype=torch.bfloat16)
+    assert other.nats.dtype == other.loss.dtype == torch.float32
+    torch.testing.assert_close(other.nats, one.nats, rtol=0.01, atol=0)
+    assert not torch.equal(other.nats, one.nats)
     assert_same_gradients(exact, rounded, 0.01)
+
+
+def test_scores_are_the_losses_without_dropout_and_change_nothing() -> None:
+    model, batch = MTPModel.from_settings(dataclasses.replace(TINY, dropout=0.2), seed=0).train(), sample()
+    state = torch.get_rng_state()
+    scores = score(model, batch)
+    assert model.training and torch.equal(torch.get_rng_state(), state) and not scores.requires_grad
+    model.eval()
+    expected = forward_backward(model, batch, ones(batch), ones(batch).sum())
+    torch.testing.assert_close(scores.sum(dim=(0, 1)), expected.nats)
+    assert (scores[batch.labels == NO_TARGET] == 0).all()
 
 
 def test_evaluation_equals_its_definition_and_changes_nothing() -> None:
@@ -160,12 +182,13 @@ class Run:
             set_learning_rate(
                 self.optimizer, learning_rate(self.step, peak=1e-2, warmup_steps=4, max_steps=self.max_steps)
             )
-            loss = forward_backward(self.model, batch, count_targets(batch.labels))
+            weights = ones(batch)
+            loss = forward_backward(self.model, batch, weights, weights.sum())
             clip_gradients(self.model.parameters())
             self.optimizer.step()
             self.optimizer.zero_grad()
             self.step, self.position = self.step + 1, self.position + 4
-            losses.append(loss.heads.tolist())
+            losses.append(loss.nats.tolist())
         return losses
 
     def state(self) -> dict[str, Any]:

@@ -1,0 +1,126 @@
+"""From a step's micro-batches to gradients: one class for each way to weigh targets.
+
+All share one loss, ``Σ w·CE / Σ w`` over the whole step, and differ in where the weights come from. Weights
+are decided for the whole step at once, so neither they nor the loss depend on how it is split.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from wmtp.data.dataset import NO_TARGET, Batch
+from wmtp.model.mtp import MTPModel
+from wmtp.objectives.baseline import count_targets, uniform_weights
+from wmtp.objectives.rho1 import excess_loss
+from wmtp.training.step import StepLoss, forward_backward, score
+
+Measures = dict[str, Tensor]
+"""What a step tells of itself, on the device: ``loss``, and more by name, each a scalar or [H]."""
+
+Weigh = Callable[[Tensor, Tensor], Tensor]
+"""Scores and where they are valid, both [B, S, H], to weights [B, S, H]."""
+
+Scores = Callable[[Batch], Tensor]
+"""A number for each target of a micro-batch, [B, S, H], or each position, [B, S]."""
+
+
+class Objective(Protocol):
+    """What the trainer needs of an algorithm."""
+
+    @property
+    def first_step(self) -> int:
+        """How many steps pass before the model itself is trained: its schedule begins there."""
+        ...
+
+    def backward(self, batches: Sequence[Batch], step: int) -> Measures:
+        """Add the gradients of the step that follows ``step`` finished ones."""
+        ...
+
+
+@dataclass
+class Baseline:
+    """Every target counts the same."""
+
+    model: MTPModel
+    autocast_dtype: torch.dtype | None = None
+    first_step = 0
+
+    def backward(self, batches: Sequence[Batch], step: int) -> Measures:
+        weights = uniform_weights(valid_targets(batches))
+        return weighted_backward(self.model, batches, weights, autocast_dtype=self.autocast_dtype)
+
+
+@dataclass
+class Rho1:
+    """Targets are weighed, or kept, by what the model could still learn of them.
+
+    Attributes:
+        reference: the reference's cross entropies, [B, S, H].
+        weigh: excess losses of a whole step to weights.
+    """
+
+    model: MTPModel
+    reference: Scores
+    weigh: Weigh
+    autocast_dtype: torch.dtype | None = None
+    first_step = 0
+
+    def backward(self, batches: Sequence[Batch], step: int) -> Measures:
+        own = torch.cat([score(self.model, one, autocast_dtype=self.autocast_dtype) for one in batches])
+        reference = torch.cat([self.reference(one) for one in batches])
+        valid = valid_targets(batches)
+        weights = self.weigh(excess_loss(own, reference), valid)
+        measures = weighted_backward(self.model, batches, weights, autocast_dtype=self.autocast_dtype)
+        return measures | weight_measures(weights, valid)
+
+
+def valid_targets(batches: Sequence[Batch]) -> Tensor:
+    """Where the step has targets: bool [B, S, H], the samples of all micro-batches in their order."""
+    return torch.cat([batch.labels != NO_TARGET for batch in batches])
+
+
+def weighted_backward(
+    model: MTPModel,
+    batches: Sequence[Batch],
+    weights: Tensor,
+    *,
+    autocast_dtype: torch.dtype | None = None,
+) -> Measures:
+    """Add the gradients of the whole step, one micro-batch after the other.
+
+    Args:
+        weights: [B, S, H], the samples of all micro-batches in their order.
+
+    Returns:
+        The loss, and the unweighted mean cross entropy of each head.
+    """
+    denominator = weights.sum(dtype=torch.float64).float()
+    parts = torch.split(weights, [len(batch) for batch in batches])
+    losses = [
+        forward_backward(model, batch, part, denominator, autocast_dtype=autocast_dtype)
+        for batch, part in zip(batches, parts, strict=True)
+    ]
+    total = together(losses)
+    targets = torch.stack([count_targets(batch.labels) for batch in batches]).sum(dim=0)
+    return {"loss": total.loss, "heads": total.nats / targets.clamp(min=1)}
+
+
+def together(losses: Sequence[StepLoss]) -> StepLoss:
+    """The micro-batches' shares, added up."""
+    total = losses[0]
+    for loss in losses[1:]:
+        total += loss
+    return total
+
+
+def weight_measures(weights: Tensor, valid: Tensor) -> Measures:
+    """Mean and maximum of the weights over the step's targets, and the share of targets that have any."""
+    targets = valid.sum().clamp(min=1)
+    return {
+        "weight_mean": weights.sum() / targets,
+        "weight_max": weights.amax(),
+        "kept": (weights > 0).sum() / targets,
+    }
