@@ -104,9 +104,9 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> list[Request]:
         made.append(Request(model.name, params))
 
     async def make_and_listen(*arguments: Any) -> Any:
-        client = await make_client(*arguments)
+        client, bulk = await make_client(*arguments)
         client.meta.events.register("before-parameter-build.s3", note)
-        return client
+        return client, bulk
 
     monkeypatch.setattr(s3, "make_client", make_and_listen)
     return made

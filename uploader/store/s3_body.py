@@ -12,10 +12,13 @@ class RequestBody:
     """A body that is never copied whole.
 
     botocore refuses a ``memoryview`` but takes whatever can be read; aiohttp sends whatever can be iterated.
+
+    Attributes:
+        key: of the object in its bucket.
     """
 
-    def __init__(self, body: Body) -> None:
-        self.body, self._at = body, 0
+    def __init__(self, body: Body, key: str = "") -> None:
+        self.body, self.key, self._at = body, key, 0
 
     def __len__(self) -> int:
         return len(self.body)

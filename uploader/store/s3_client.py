@@ -19,13 +19,16 @@ from botocore.utils import get_environ_proxies  # type: ignore[import-untyped]
 
 from uploader.errors import SettingsError
 from uploader.settings import StorageSettings
+from uploader.store.s3_bulk import Bulk
 from uploader.store.s3_credentials import Renewal
 from uploader.store.s3_options import adding, options
 from uploader.store.s3_wire import Pace, Wire
 
 
-async def make_client(storage: StorageSettings, pace: Pace, connections: int, stack: AsyncExitStack) -> Any:
-    """The client, open as long as ``stack`` is.
+async def make_client(
+    storage: StorageSettings, pace: Pace, connections: int, stack: AsyncExitStack
+) -> tuple[Any, Bulk | None]:
+    """The client, open as long as ``stack`` is, and what sends files beside it; None behind a proxy.
 
     Args:
         storage: with what its preset adds.
@@ -41,8 +44,9 @@ async def make_client(storage: StorageSettings, pace: Pace, connections: int, st
     Renewal(session).attach(client)
     client.meta.events.register("provide-client-params.s3", adding(added))
     client.meta.events.register("before-sign.s3.DeleteObjects", _add_content_md5)
-    _lay_wire(client, session, storage, pace, connections, stack)
-    return client
+    wire = _lay_wire(client, session, storage, pace, connections, stack)
+    credentials = await session.get_credentials()
+    return client, None if wire is None or credentials is None else Bulk(client, wire, credentials)
 
 
 def _keep_secrets_from_logs() -> None:
@@ -84,10 +88,10 @@ def _lay_wire(
     pace: Pace,
     connections: int,
     stack: AsyncExitStack,
-) -> None:
+) -> Wire | None:
     """Let bulk bytes pass by aiohttp; behind a proxy, which only aiohttp knows how to pass, they don't."""
     if get_environ_proxies(client.meta.endpoint_url):
-        return
+        return None
     authorities = get_cert_path(storage.ca_bundle or session.get_config_variable("ca_bundle") or True)
     wire = Wire(
         tls=ssl.create_default_context(cafile=authorities),
@@ -98,6 +102,7 @@ def _lay_wire(
     )
     client.meta.events.register("before-send.s3", wire.send)
     stack.callback(wire.close)
+    return wire
 
 
 def _check_files(storage: StorageSettings) -> None:

@@ -14,7 +14,7 @@ from aiobotocore.credentials import (  # type: ignore[import-untyped]
 )
 from aiobotocore.session import AioSession  # type: ignore[import-untyped]
 
-_NO_GOOD = {
+NO_GOOD = {
     "ExpiredToken",
     "ExpiredTokenException",
     "TokenRefreshRequired",
@@ -50,7 +50,7 @@ class Renewal:
     ) -> int | None:
         """Seconds after which to send the request once more, signed anew; None to leave it as it is."""
         code = "" if response is None else str(response[1].get("Error", {}).get("Code", ""))
-        if attempts > 1 or code not in _NO_GOOD:
+        if attempts > 1 or code not in NO_GOOD:
             return None
         overtaken = request_dict["context"].get(_SIGNED_AFTER, self._renewals) < self._renewals
         return 0 if overtaken or await self._renew() else None

@@ -13,8 +13,9 @@ import socket
 import ssl
 import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
@@ -32,6 +33,16 @@ Pace: TypeAlias = Callable[[int], float]
 
 into: ContextVar[memoryview | None] = ContextVar("into", default=None)
 """Where the body of the answer to the request being made is to go."""
+
+
+@dataclass(frozen=True, slots=True)
+class BulkRequest:
+    """A request as the wire sends it; botocore's have these fields too, and more."""
+
+    method: str
+    url: str
+    headers: Mapping[str, str]
+    body: RequestBody
 
 
 class Wire:
