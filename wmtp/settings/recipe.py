@@ -100,6 +100,8 @@ class Data(Section):
 class Model(Section):
     """The decoder: a shared trunk of layers, then ``heads`` prediction heads of one layer each.
 
+    Where ``paths.models.base`` is set the model has its shape, and only ``heads`` and ``dropout`` hold.
+
     Attributes:
         attention_heads: query heads of a layer; each group of them shares one of ``kv_heads``.
         max_sequence_length: longest sample, in tokens.

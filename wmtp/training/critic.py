@@ -3,7 +3,7 @@
 In stage 1 nothing but the value head has gradients, so the model's optimizer has nothing to do and no state.
 Stage 2 goes on fitting it, to what the trunk now makes of the text, and trains the model by its weights. The
 value's error never reaches the trunk: a return sums the rewards of a hundred tokens, and its gradient drowns
-that of the heads (after 300 steps of the small recipe, heads were at 3.3 nats instead of 2.5).
+that of the heads (tried, it left head 0 at 3.13 nats instead of 2.80 after 400 steps of the small recipe).
 """
 
 from collections.abc import Callable, Sequence

@@ -37,6 +37,32 @@ def test_head_k_predicts_the_token_k_plus_one_ahead() -> None:
         assert torch.equal(labels[labels != NO_TARGET], (batch.ids + k + 1)[labels != NO_TARGET])
 
 
+def test_a_sample_holds_its_text_as_far_as_its_heads_look_prompts_included() -> None:
+    packed = PackedTokens(
+        np.arange(23, dtype=np.uint16), PackedRecord("f", "t", "<u2", 23, 23, 1), np.array([[4, 12]])
+    )
+    train, _ = split(packed, sequence_length=5, heads=HEADS, seed=1, held_out_fraction=0)
+    batch = next(iter(train.in_order(9)))
+    assert batch.windows.tolist() == [0, 1, 2, 3] and len(batch) == 4
+    assert batch.text[0].tolist() == list(range(8)) and batch.text[3].tolist() == [
+        *range(15, 20),
+        NO_TARGET,
+        NO_TARGET,
+        NO_TARGET,
+    ]
+    assert torch.equal(batch.ids, batch.text[:, :5])
+    assert batch.labels[0, 4].tolist() == [NO_TARGET] * 3 and batch.labels[1, 4].tolist() == [
+        NO_TARGET
+    ] * 2 + [12]
+
+
+def test_the_number_of_a_window_says_what_it_holds_in_any_order() -> None:
+    for seed in (1, 2):
+        batch = splits(seed=seed)[0].batch(3, 20)
+        assert (batch.windows * 5).tolist() == batch.ids[:, 0].tolist()
+    assert splits(seed=1)[0].content == splits(seed=2)[0].content != splits(length=6)[0].content
+
+
 def test_no_label_comes_from_beyond_the_split() -> None:
     train, held_out = splits()
     assert len(train) == 16 and len(held_out) == 4
