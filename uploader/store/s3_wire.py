@@ -31,6 +31,8 @@ from uploader.store.s3_body import RequestBody
 Pace: TypeAlias = Callable[[int], float]
 """Told of bytes that are to be sent, it answers how many seconds to wait first. Called from threads."""
 
+Wait: TypeAlias = Callable[[int], bool]
+
 into: ContextVar[memoryview | None] = ContextVar("into", default=None)
 """Where the body of the answer to the request being made is to go."""
 
@@ -192,10 +194,12 @@ class _Exchange:
         send(connection, body, self._wait)
         body.forget()
 
-    def _wait(self, size_bytes: int) -> None:
+    def _wait(self, size_bytes: int) -> bool:
+        """Wait until so many bytes may be sent; whether that took any time."""
         wait_s = self._wire.wait_s(size_bytes)
         if wait_s > 0 and self._cut.wait(wait_s):
             raise ConnectionAbortedError("cancelled")
+        return wait_s > 0
 
     def _receive(self, connection: http.client.HTTPConnection) -> Any:
         try:
@@ -224,11 +228,15 @@ class _Exchange:
         return filled + len(answer.read(1))
 
 
-def _send_by_kernel(connection: socket.socket, body: FileSlice, wait: Callable[[int], None]) -> None:
-    sent = 0
+KERNEL_BYTES = 4 * 1024**2
+"""What the kernel is given to send at once; less where the bandwidth is limited, so that it flows evenly."""
+
+
+def _send_by_kernel(connection: socket.socket, body: FileSlice, wait: Wait) -> None:
+    sent, at_once = 0, PIECE_BYTES
     while sent < len(body):
-        wanted = min(PIECE_BYTES, len(body) - sent)
-        wait(wanted)
+        wanted = min(at_once, len(body) - sent)
+        at_once = PIECE_BYTES if wait(wanted) else KERNEL_BYTES
         try:
             count = os.sendfile(connection.fileno(), body.descriptor, body.start + sent, wanted)
         except OSError as error:
@@ -246,7 +254,7 @@ _CANNOT_SENDFILE = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
 """What a file system says that can't have the kernel send its files."""
 
 
-def _send_through_buffer(connection: socket.socket, body: FileSlice, wait: Callable[[int], None]) -> None:
+def _send_through_buffer(connection: socket.socket, body: FileSlice, wait: Wait) -> None:
     for piece in pieces(body):
         wait(len(piece))
         connection.sendall(piece)

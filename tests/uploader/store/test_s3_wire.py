@@ -270,7 +270,7 @@ async def test_what_is_paced_waits_for_every_byte(start: Start, tmp_path: Path) 
 
     def pace(size_bytes: int) -> float:
         asked.append(size_bytes)
-        return 0.0
+        return 1e-9
 
     server = start(talk)
     storage = server.storage(tmp_path)
