@@ -13,7 +13,7 @@ ALL = [
     *(["checkpoints", command] for command in ("ls", "show", "verify", "rebuild", "uploads")),
 ]
 HEAVY = [
-    "torch", "numpy", "aioboto3", "botocore", "yaml", "anyio", "watchfiles",
+    "torch", "numpy", "aioboto3", "botocore", "yaml", "anyio",
     "wmtp.settings", "wmtp.dev_s3", "uploader.settings", "uploader.record",  # pydantic models of ours
 ]  # fmt: skip
 SHOW_MODULES = """
