@@ -31,7 +31,7 @@ def signed(
     Args:
         path: percent-encoded, as it is sent.
         query: percent-encoded, its parameters in order of their names.
-        headers: lower-case names, ``host`` among them; all are signed but ``user-agent``, which proxies change.
+        headers: lower-case names, ``host`` among them; all are signed but ``user-agent``.
         now: UTC.
     """
     stamp = now.strftime("%Y%m%dT%H%M%SZ")
