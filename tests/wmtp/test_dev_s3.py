@@ -16,7 +16,9 @@ import pytest
 from uploader import files
 from uploader.errors import CorruptError, OwnershipError, SettingsError, StoreDenied, StoreError
 from uploader.location import Location
+from uploader.retry import RetryPolicy
 from uploader.settings import StorageSettings
+from uploader.store.retrying import RetryingStore
 from uploader.store.s3 import S3Store
 from wmtp import seaweedfs
 from wmtp.dev_s3 import DevS3, ensure_running, hold, serve_until_unused
@@ -44,7 +46,8 @@ def put(storage: StorageSettings, key: str, body: bytes) -> None:
 def get(storage: StorageSettings, key: str) -> bytes:
     async def run() -> bytes:
         async with S3Store.open(Location("wmtp", "run"), storage) as store:
-            return (await store.get(key))[0]
+            # A server that has just started may answer InternalError for a moment: it heals.
+            return (await RetryingStore(store, RetryPolicy(deadline_s=60.0)).get(key))[0]
 
     return anyio.run(run)
 
