@@ -9,7 +9,7 @@ STAMP  := $(VENV)/.installed
 # One thread an operator: runs are reproducible bit for bit, and a core is left to the uploader.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup train test test-slow test-ceph lint format clean
+.PHONY: help setup train test test-slow test-ceph simulate crash soak lint format clean
 .PHONY: train-all bench-stall bench-write bench-growth bench-upload bench-durable
 
 help: ## Show what there is
@@ -35,6 +35,19 @@ test-slow: setup ## The long tests: more kills, more moments
 
 test-ceph: setup ## The stores' tests on Ceph's RADOS Gateway too; installs and starts it, as root
 	$(BIN)/python tests/servers/ceph.py $(BIN)/python -m pytest tests/uploader/store
+
+SEEDS   ?= 100000
+MINUTES ?= 10
+
+simulate: setup ## The simulation, SEEDS=100000 of it; goes on where it was stopped
+	$(BIN)/python -m tests.simulation --seeds $(SEEDS) --progress build/simulation.json \
+		--report benchmarks/reports/simulation.md
+
+crash: setup ## Every row of the crash table: real processes, real SIGKILL, the real S3 server
+	$(BIN)/python -m pytest -m crash --timeout 1800
+
+soak: setup ## Training with kills and faults for MINUTES=10, then every byte is verified
+	$(BIN)/python -m tests.soak --minutes $(MINUTES)
 
 lint: setup ## ruff and mypy
 	$(BIN)/ruff check .

@@ -160,7 +160,7 @@ class Lab:
         self.directory = path / "ckpt" / RUN
         self._started: list[Running] = []
         self._numbers = itertools.count()
-        paths: dict[str, Any] = {"local_path": "./ckpt", "save_interval": 5, "keep_last": 3}
+        paths: dict[str, Any] = {"local_path": "./ckpt", "save_interval": 5, "keep_last": 3, "lease_s": 1.5}
         paths["base_path"] = str(location) if location is not None else "./ckpt"
         config: dict[str, Any] = {"paths": {"checkpoints": paths}}
         if storage is not None:
@@ -356,7 +356,9 @@ class Bucket:
             prefix = entry["record"].rpartition("/")[0]
             record = json.loads(self.get(entry["record"]) or b"")
             wanted |= {entry["record"], *(f"{prefix}/{file['path']}" for file in record["files"])}
-        assert set(self.keys()) == wanted
+        numbers = range(1, manifest["generation"] + 1)
+        beats = {f"generations/{number:04d}.heartbeat.json" for number in numbers}
+        assert set(self.keys()) - beats == wanted
         assert self.uploads() == []
 
 

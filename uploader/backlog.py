@@ -4,7 +4,7 @@ An upload in flight is finished before another one starts; of those that wait th
 makes it durable soonest. A step that retention would prune on arrival is skipped; where several nodes write,
 only once a newer one is committed: each may have seen other steps come, and a step of which one node skips
 its part never is committed. Local data goes only once it, or a newer step of the same lineage, is committed
-remotely.
+remotely; the disk has a policy of its own, and no pins: what is pinned is durable.
 """
 
 from collections.abc import Collection, Iterable, Set
@@ -40,6 +40,7 @@ def sort_out(
     policy: Retention,
     *,
     now: datetime,
+    on_disk: Retention | None = None,
     failed: Collection[str] = (),
     refused: Collection[str] = (),
     in_flight: Collection[str] = (),
@@ -48,6 +49,8 @@ def sort_out(
 
     Args:
         manifest: as the claim adopts it.
+        policy: of the store.
+        on_disk: of the disk; None: ``policy.on_disk()``.
         refused: steps that the store did not take when last tried: to be tried again, but never the reason
             to skip another.
         in_flight: steps of which some was uploaded before.
@@ -61,9 +64,12 @@ def sort_out(
     lost = {*durable_names, *failed, *manifest.deleting}
     waiting = [one for one in live if one.name not in lost]
     upload = _worth_uploading(waiting, manifest, policy, now, refused)
-    broken = [one for one in live if one.name in failed and one.name not in durable_names]
-    kept = [*_kept(durable, durable, policy, now), *_kept(broken, durable + broken, policy, now), *upload]
     chosen = {one.name for one in upload}
+    broken = [one for one in live if one.name in failed and one.name not in durable_names]
+    settled = [one for one in live if one not in broken and one.name not in chosen]
+    of_disk = on_disk or policy.on_disk()
+    kept = [*upload, *_kept(durable, durable, of_disk, now), *_kept(settled, settled, of_disk, now)]
+    kept += _kept(broken, durable + broken, of_disk, now)
     return Backlog(
         upload=sorted(upload, key=lambda one: (one.name not in in_flight, -one.step)),
         skip=[one for one in waiting if one.name not in chosen],
@@ -97,8 +103,10 @@ def _discard(
     latest = manifest.live.get(layout.step_name(manifest.latest)) if manifest.latest is not None else None
     if latest is None:
         return []
-    # A step that was left behind by a rewind goes when the new branch has something durable of its own.
-    behind = [one for one in steps if not claim.is_live(one.step, one.generation)]
+    # What is left behind by a rewind goes when the new branch has something durable of its own. A step of a
+    # newer generation is that of a start this claim has not heard of yet.
+    former = [one for one in steps if one.generation <= claim.generation]
+    behind = [one for one in former if not claim.is_live(one.step, one.generation)]
     may_go = [one for one in steps if claim.is_live(one.step, one.generation) and one.step < latest.step]
     if latest.generation == claim.generation:
         may_go += behind

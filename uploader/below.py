@@ -28,13 +28,15 @@ def private(path: str, flags: int) -> int:
 def create_below(directory: int, path: str) -> int:
     """Create a file, and the directories in between, by its safe path; their names are durable then.
 
+    A file that is there is opened as it is, to read and to write.
+
     Args:
         directory: its descriptor.
 
     Raises:
-        OSError: also where the file is there, or a link stands in the way.
+        OSError: also where a link stands in the way.
     """
-    return _open(directory, path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, make=True)
+    return _open(directory, path, os.O_RDWR | os.O_CREAT, make=True)
 
 
 def _open(directory: int, path: str, flags: int, *, make: bool = False) -> int:

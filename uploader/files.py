@@ -49,8 +49,14 @@ def fsync_directory(path: Path) -> None:
 
 
 def make_directory(path: Path) -> None:
-    """Create a directory and its parents, readable by this user only, each durable in its parent."""
-    if not path.is_dir():
+    """Create a directory and its parents, readable by this user only, each durable in its parent.
+
+    One that is there may have been made by a process that died before it was durable, so it is synced, too.
+    """
+    if path.is_dir():
+        with suppress(PermissionError):  # then nobody like us made it
+            fsync_directory(path.parent)
+    else:
         make_directory(path.parent)
         path.mkdir(exist_ok=True, mode=0o700)
         fsync_directory(path.parent)

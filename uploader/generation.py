@@ -8,31 +8,43 @@ with a record is superseded.
 import getpass
 import os
 import socket
+from datetime import datetime
 from typing import Annotated, Self
 
 from pydantic import AwareDatetime, Field
 
 from uploader import layout
 from uploader.bounds import Count, Generation
-from uploader.errors import OwnershipError, PreconditionFailed
+from uploader.errors import CorruptError, ObjectMissing, OwnershipError, PreconditionFailed
 from uploader.record import decode
+from uploader.seal import Sealed
 from uploader.settings import SCHEMA_VERSION, Strict
 from uploader.store.base import ObjectStore
 
 
 class Owner(Strict):
-    """The process that owns a generation, in words a person can act on."""
+    """The process that owns a generation, in words a person can act on.
+
+    Attributes:
+        since: when it took the generation, by its own clock: for people, never compared.
+    """
 
     host: str
     pid: int
     user: str
+    since: AwareDatetime | None = None
 
     @classmethod
-    def this_process(cls) -> Self:
-        return cls(host=socket.gethostname(), pid=os.getpid(), user=_user())
+    def this_process(cls, since: datetime | None = None) -> Self:
+        return cls(host=socket.gethostname(), pid=os.getpid(), user=_user(), since=since)
 
     def __str__(self) -> str:
         return f"{self.user}@{self.host} (process {self.pid})"
+
+    @property
+    def told_since(self) -> str:
+        """`` since …``, to follow what it owns; empty where that is unknown."""
+        return f" since {self.since:%Y-%m-%d %H:%M:%S %Z}" if self.since is not None else ""
 
 
 def _user() -> str:
@@ -62,6 +74,13 @@ class Lineage(Strict):
     def fresh(cls, generation: int) -> "Lineage":
         return cls(branches=[Branch(generation=generation)])
 
+    def until(self, generation: int) -> "Lineage | None":
+        """The lineage of an earlier generation of this one; None of a generation that is not part of it."""
+        numbers = [branch.generation for branch in self.branches]
+        if generation not in numbers:
+            return None
+        return Lineage(branches=self.branches[: numbers.index(generation) + 1])
+
     def is_live(self, step: int, generation: int) -> bool:
         """Whether a step of a generation leads to now: it comes after its branch's begin, and no later branch
         left before it. So of one number there is one live step.
@@ -88,17 +107,19 @@ class Claim(Strict):
         return self.generation == 0 or self.lineage.is_live(step, generation)
 
 
-class GenerationFile(Claim):
+class GenerationFile(Claim, Sealed):
     """``generations/NNNN.json``: created once, never changed.
 
     Attributes:
         forked_from: the checkpoint of another run that this one began with, as a path or URI.
+        directory: the ``identity`` of the run directory it was taken for.
     """
 
     schema_version: Annotated[int, Field(ge=1, le=SCHEMA_VERSION)] = SCHEMA_VERSION
     run: str
     created_at: AwareDatetime
     forked_from: str | None = None
+    directory: str | None = None
 
 
 async def newest(store: ObjectStore) -> int:
@@ -107,16 +128,26 @@ async def newest(store: ObjectStore) -> int:
     return max((number for number in numbers if number is not None), default=0)
 
 
-async def read(store: ObjectStore, generation: int) -> GenerationFile:
+async def read(store: ObjectStore, generation: int, *, run: str | None = None) -> GenerationFile:
     """The file of one generation.
 
+    Args:
+        run: whose it has to be; None: anybody's.
+
     Raises:
-        ObjectMissing: nobody took it.
-        CorruptError: it can't be read.
+        CorruptError: it is missing, can't be read, or is that of another generation or run.
     """
     key = layout.generation_key(generation)
-    data, _ = await store.get(key)
-    return decode(GenerationFile, data, subject=f"{store.uri}/{key}")
+    subject, hint = f"{store.uri}/{key}", "restore it from a copy, or start over with --fresh"
+    try:
+        data, _ = await store.get(key)
+    except ObjectMissing as error:
+        raise CorruptError("the object is missing", doing="reading", subject=subject, hint=hint) from error
+    file = decode(GenerationFile, data, subject=subject, hint=hint)
+    if file.generation != generation or run not in (None, file.run):
+        problem = f"it is that of generation {file.generation} of run {file.run!r}"
+        raise CorruptError(problem, doing="reading", subject=subject, hint=hint)
+    return file
 
 
 async def take(store: ObjectStore, file: GenerationFile) -> None:
@@ -129,7 +160,7 @@ async def take(store: ObjectStore, file: GenerationFile) -> None:
     """
     key = layout.generation_key(file.generation)
     try:
-        await store.put(key, file.model_dump_json().encode() + b"\n", if_absent=True)
+        await store.put(key, file.encode(), if_absent=True)
     except PreconditionFailed:
         there = await read(store, file.generation)
         if there != file:

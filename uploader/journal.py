@@ -21,7 +21,8 @@ from uploader.errors import CorruptError
 from uploader.layout import RunDirectory
 from uploader.parts import MAX_PARTS
 from uploader.record import FileRecord, decode
-from uploader.settings import SCHEMA_VERSION, Strict
+from uploader.seal import Sealed
+from uploader.settings import SCHEMA_VERSION
 
 log = logging.getLogger("uploader")
 
@@ -37,7 +38,7 @@ def _key(key: str) -> str:
     return key
 
 
-class Unfinished(Strict):
+class Unfinished(Sealed):
     """One multipart upload, and the file that it is of.
 
     Attributes:
@@ -68,7 +69,7 @@ class Unfinished(Strict):
         return there == (destination, file.size_bytes, file.crc64nvme)
 
 
-class PartTaken(Strict):
+class PartTaken(Sealed):
     """A further line: the store has this part."""
 
     number: Number
@@ -109,7 +110,7 @@ class Journal:
         """
         try:
             files.make_directory(self._path)
-            files.replace(self._file(upload.key), _line(upload))
+            files.replace(self._file(upload.key), upload.encode())
         except OSError as error:
             log.warning("%s can't be written: %s", self._file(upload.key), os.strerror(error.errno or 0))
 
@@ -119,7 +120,7 @@ class Journal:
         try:
             descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
             try:
-                os.write(descriptor, _line(PartTaken(number=number, etag=etag)))
+                os.write(descriptor, PartTaken(number=number, etag=etag).encode())
             finally:
                 os.close(descriptor)
         except OSError as error:
@@ -188,7 +189,3 @@ def _read(path: Path) -> Unfinished | None:
     upload = decode(Unfinished, first, subject=str(path))
     parts = [decode(PartTaken, line, subject=str(path)) for line in further]
     return upload.model_copy(update={"etags": {**upload.etags, **{one.number: one.etag for one in parts}}})
-
-
-def _line(one: Strict) -> bytes:
-    return one.model_dump_json().encode() + b"\n"

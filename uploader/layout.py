@@ -29,6 +29,9 @@ MAX_NAME_BYTES = 255
 
 MANIFEST_KEY = "manifest.json"
 GENERATIONS_PREFIX = "generations/"
+PINS_PREFIX = "pins/"
+PROBE_PREFIX = ".probe/"
+"""Below it a store is asked what it can do; no other name of ours begins so."""
 COMMIT_RECORD_NAME = "checkpoint.json"
 DCP_METADATA = ".metadata"
 """The index of a ``torch.distributed.checkpoint`` directory: the one hidden file that is data."""
@@ -162,6 +165,11 @@ class RunDirectory:
         return self.path / ".trainer.lock"
 
     @property
+    def identity_file(self) -> Path:
+        """What tells this directory from any other, and from a copy of it."""
+        return self.path / ".identity"
+
+    @property
     def uploader_directory(self) -> Path:
         return self.path / ".uploader"
 
@@ -233,6 +241,22 @@ def parse_generation_key(key: str) -> int | None:
     """The number of ``generations/NNNN.json``; None for any other key."""
     found = re.fullmatch(r"generations/([0-9]{4,9})\.json", key)
     return int(found[1]) if found and generation_key(int(found[1])) == key else None
+
+
+def heartbeat_key(generation: int) -> str:
+    """Beside the file of a generation: rewritten as long as its owner lives."""
+    return f"{GENERATIONS_PREFIX}{generation:04d}.heartbeat.json"
+
+
+def pin_key(step: int, generation: int) -> str:
+    return f"{PINS_PREFIX}{step_at(step, generation)}.json"
+
+
+def parse_pin_key(key: str) -> tuple[int, int] | None:
+    """The step and generation of ``pins/step_N@gG.json``; None for any other key."""
+    name = key.removeprefix(PINS_PREFIX).removesuffix(".json")
+    found = parse_step_at(name)
+    return found if found is not None and pin_key(*found) == key else None
 
 
 def parse_commit_record_key(key: str) -> int | None:

@@ -6,7 +6,8 @@ records.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from datetime import datetime
 from typing import Annotated, Self
 
 from pydantic import AwareDatetime, Field, model_validator
@@ -18,6 +19,7 @@ from uploader.generation import Claim, GenerationFile, Owner
 from uploader.layout import RunKeys
 from uploader.record import CommitRecord, Metrics
 from uploader.retention import Committed
+from uploader.seal import Sealed, sealed
 from uploader.settings import SCHEMA_VERSION, Strict
 
 
@@ -26,6 +28,9 @@ class Entry(Strict):
 
     Attributes:
         superseded_by: the generation that went on from an earlier step; None while the step is live.
+        pinned: whether a person wants it to stay; the pin itself is an object of its own (``pins``).
+        deleting_since: when at the latest it was marked ``deleting``, by the store's clock; None before
+            that is known.
     """
 
     step: Count
@@ -35,6 +40,8 @@ class Entry(Strict):
     created_at: AwareDatetime
     metrics: Metrics = {}
     superseded_by: Generation | None = None
+    pinned: bool = False
+    deleting_since: AwareDatetime | None = None
 
     @model_validator(mode="after")
     def _names_its_record(self) -> Self:
@@ -59,7 +66,7 @@ class Entry(Strict):
         return layout.step_at(self.step, self.generation)
 
 
-class Manifest(Strict):
+class Manifest(Sealed):
     """The index. ``latest`` is the highest live step.
 
     Attributes:
@@ -94,8 +101,13 @@ class Manifest(Strict):
         """Every step it lists, as ``step_N@gG``."""
         return {*self.superseded, *self.deleting, *(entry.name for entry in self.live.values())}
 
+    @property
+    def newest(self) -> Entry | None:
+        """The entry of ``latest``."""
+        return None if self.latest is None else self.live[layout.step_name(self.latest)]
+
     def encode(self) -> bytes:
-        return json.dumps(self.model_dump(mode="json"), indent=1).encode() + b"\n"
+        return sealed(json.dumps(self.model_dump(mode="json"), indent=1).encode())
 
     def find(self, name: str) -> Entry | None:
         """The entry a user means by ``latest``, ``step_N`` or ``step_N@gG``."""
@@ -106,7 +118,7 @@ class Manifest(Strict):
 
     def committed(self) -> list[Committed]:
         """The live steps as retention looks at them."""
-        return [Committed(one.step, one.created_at, one.metrics) for one in self.live.values()]
+        return [Committed(one.step, one.created_at, one.metrics, one.pinned) for one in self.live.values()]
 
     def _with(self, live: Iterable[Entry], superseded: Iterable[Entry], deleting: Iterable[Entry]) -> Self:
         newest_first = sorted(live, key=lambda entry: -entry.step)
@@ -128,7 +140,7 @@ def adopted(manifest: Manifest, claim: Claim) -> Manifest:
     Raises:
         OwnershipError: a newer generation owns the run.
     """
-    _check_owner(manifest, claim)
+    check_owner(manifest, claim)
     entries = [*manifest.live.values(), *manifest.superseded.values()]
     leading = [entry for entry in entries if claim.is_live(entry.step, entry.generation)]
     live = {entry.step: entry for entry in sorted(leading, key=lambda entry: entry.generation)}
@@ -161,19 +173,34 @@ def committed(manifest: Manifest, entry: Entry, claim: Claim) -> Manifest:
 def deleting(manifest: Manifest, names: Iterable[str], claim: Claim) -> Manifest:
     """Move entries (by ``step_N@gG``) to ``deleting``: from then on nobody begins to read them.
 
-    The latest step never goes, whoever asks.
+    Neither the latest step nor a pinned one ever goes, whoever asks.
 
     Raises:
         OwnershipError: a newer generation owns the run.
     """
     manifest = adopted(manifest, claim)
-    chosen = set(names) - {entry.name for entry in manifest.live.values() if entry.step == manifest.latest}
     listed = [*manifest.live.values(), *manifest.superseded.values()]
+    stays = {entry.name for entry in listed if entry.pinned or entry is manifest.newest}
+    chosen = set(names) - stays
     return manifest._with(
         [entry for entry in manifest.live.values() if entry.name not in chosen],
         [entry for entry in manifest.superseded.values() if entry.name not in chosen],
         [*manifest.deleting.values(), *(entry for entry in listed if entry.name in chosen)],
     )
+
+
+def noted(manifest: Manifest, since: datetime, claim: Claim) -> Manifest:
+    """Note a time, by the store's clock, at which entries were ``deleting`` already, where none is known.
+
+    Raises:
+        OwnershipError: a newer generation owns the run.
+    """
+    check_owner(manifest, claim)
+    timed = [
+        entry if entry.deleting_since else entry.model_copy(update={"deleting_since": since})
+        for entry in manifest.deleting.values()
+    ]
+    return manifest._with(manifest.live.values(), manifest.superseded.values(), timed)
 
 
 def dropped(manifest: Manifest, names: Iterable[str], claim: Claim) -> Manifest:
@@ -182,16 +209,18 @@ def dropped(manifest: Manifest, names: Iterable[str], claim: Claim) -> Manifest:
     Raises:
         OwnershipError: a newer generation owns the run.
     """
-    _check_owner(manifest, claim)
+    check_owner(manifest, claim)
     chosen = set(names)
     rest = [entry for entry in manifest.deleting.values() if entry.name not in chosen]
     return manifest._with(manifest.live.values(), manifest.superseded.values(), rest)
 
 
-def _check_owner(manifest: Manifest, claim: Claim) -> None:
+def check_owner(manifest: Manifest, claim: Claim) -> None:
+    """Raise ``OwnershipError`` if a newer generation owns the run; the message says whose and since when."""
     if manifest.generation > claim.generation:
+        since = manifest.owner.told_since if manifest.owner is not None else ""
         raise OwnershipError(
-            f"generation {manifest.generation} of {manifest.owner} owns it; "
+            f"generation {manifest.generation} of {manifest.owner} owns it{since}; "
             f"this is generation {claim.generation}",
             subject=f"run {manifest.run}",
             hint="stop this process: the run goes on elsewhere",
@@ -199,9 +228,13 @@ def _check_owner(manifest: Manifest, claim: Claim) -> None:
 
 
 def rebuild(
-    run: str, generations: Sequence[GenerationFile], records: Sequence[CommitRecord], keys: RunKeys
+    run: str,
+    generations: Sequence[GenerationFile],
+    records: Sequence[CommitRecord],
+    keys: RunKeys,
+    pins: Collection[str] = (),
 ) -> Manifest:
-    """The manifest that generation files and commit records imply. Pure.
+    """The manifest that generation files, commit records and pins (``step_N@gG``) imply. Pure.
 
     A generation that committed nothing may have failed before it superseded anything, so it supersedes
     nothing here; its next commit does.
@@ -216,7 +249,8 @@ def rebuild(
             problem = f"{layout.generation_key(number)} is missing, but that generation committed steps"
             hint = "restore that file from a copy, or go on under another --run-name"
             raise CorruptError(problem, doing="rebuilding the index of", subject=f"run {run}", hint=hint)
-        entries = [Entry.of(record, keys) for record in records if record.generation == number]
+        made = [Entry.of(record, keys) for record in records if record.generation == number]
+        entries = [one.model_copy(update={"pinned": one.name in pins}) for one in made]
         known = [*manifest.live.values(), *manifest.superseded.values(), *entries]
         manifest = adopted(manifest._with([], known, []), claims[number])
     owner = claims[max(claims)]

@@ -8,8 +8,9 @@ from collections.abc import Callable
 
 from uploader import generation, layout
 from uploader.errors import CorruptError, ObjectMissing, PreconditionFailed
+from uploader.generation import Claim
 from uploader.layout import MANIFEST_KEY, RunKeys
-from uploader.manifest import Manifest, rebuild
+from uploader.manifest import Entry, Manifest, rebuild
 from uploader.record import CommitRecord, decode
 from uploader.store.base import ObjectStore
 
@@ -70,22 +71,49 @@ class ManifestFile:
         Raises:
             CorruptError: one of them can't be read; the message names it.
         """
-        generations, records = [], []
+        generations, records, pins = [], [], set()
         async for info in self._store.list():
             number = layout.parse_generation_key(info.key)
+            pinned = layout.parse_pin_key(info.key)
+            if pinned is not None:
+                pins.add(layout.step_at(*pinned))
             if number is not None:
-                generations.append(await generation.read(self._store, number))
+                generations.append(await generation.read(self._store, number, run=self._run))
             elif layout.parse_commit_record_key(info.key) is not None:
                 records.append(await self._read_record(info.key))
-        return rebuild(self._run, generations, records, self._keys)
+        return rebuild(self._run, generations, records, self._keys, pins)
+
+    async def unlisted(self, index: Manifest, claim: Claim) -> tuple[list[Entry], list[CorruptError]]:
+        """Steps that lead to a claim and were committed after all that the manifest knows.
+
+        Their owner died between record and manifest, and its disk, which would tell, may be lost. An older
+        record may be what a late request made of a step that was pruned: it names files that are gone. Reads
+        whole listings, and so is for a start on another disk.
+
+        Returns:
+            Their entries, and an error for each record that can't be read.
+        """
+        entries, errors, known = [], [], index.names()
+        latest = -1 if index.latest is None else index.latest
+        async for info in self._store.list("step_"):
+            key = layout.parse_step_key(info.key)
+            if key is None or key[0] <= latest or not claim.is_live(*key) or layout.step_at(*key) in known:
+                continue
+            if layout.parse_commit_record_key(info.key) is not None:
+                try:
+                    entries.append(Entry.of(await self._read_record(info.key), self._keys))
+                except CorruptError as error:
+                    errors.append(error)
+        return entries, errors
 
     async def _read_record(self, key: str) -> CommitRecord:
         subject = f"{self._store.uri}/{key}"
         data, _ = await self._store.get(key)
         hint = "if there is no copy of it, delete it: its step is given up then"
         record = decode(CommitRecord, data, subject=subject, hint=hint)
-        if self._keys.commit_record(record.step, record.generation) != key:
-            problem = f"it is the record of {layout.step_at(record.step, record.generation)}"
+        if record.run != self._run or self._keys.commit_record(record.step, record.generation) != key:
+            name = layout.step_at(record.step, record.generation)
+            problem = f"it is the record of {name} of run {record.run!r}"
             raise CorruptError(problem, doing="reading", subject=subject, hint=hint)
         return record
 

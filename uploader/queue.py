@@ -6,6 +6,7 @@ file is acknowledged the file goes, under the lock that appending takes, so no e
 """
 
 import fcntl
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ from pydantic import ValidationError
 
 from uploader.below import private
 from uploader.events import Event, decoder
+
+log = logging.getLogger("uploader")
 
 READ_BYTES = 16 * 1024**2
 """Taken of the file at once; what is left comes with the next call."""
@@ -69,7 +72,7 @@ class EventQueue:
         if not whole and len(data) == READ_BYTES:
             whole = READ_BYTES  # no event is so long: its pieces are passed over
         self._read_bytes += whole
-        self._pending += _decode_lines(data[:whole])
+        self._pending += _decode_lines(data[:whole], self._path)
         return list(self._pending)
 
     def acknowledge(self, event: Event) -> None:
@@ -92,13 +95,13 @@ class EventQueue:
         self._inode, self._read_bytes, self._pending = inode, 0, []
 
 
-def _decode_lines(data: bytes) -> Iterator[Event]:
-    for line in data.splitlines():
+def _decode_lines(data: bytes, path: Path) -> Iterator[Event]:
+    """A torn line, or an event of a newer trainer, is passed over: the disk says what there is to upload."""
+    for line in filter(None, data.splitlines()):
         try:
             yield decoder.validate_json(line)
         except ValidationError:
-            # A torn line, or an event of a newer trainer. The disk says what there is to upload.
-            continue
+            log.warning("%s: an event can't be read and is passed over: the disk tells what it told", path)
 
 
 @contextmanager

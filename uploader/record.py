@@ -2,7 +2,8 @@
 
 A checkpoint exists where its record exists: on disk the node record, written last and moved into view by
 the rename of its directory; in the store the commit record, created once after every byte it names.
-Records are deterministic functions of what they describe, so creating one twice writes the same bytes.
+Records are deterministic functions of what they describe, so creating one twice writes the same bytes. Each
+carries its own checksum (``seal``), so one that was changed is refused, not believed.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,9 +13,10 @@ from typing import Annotated, Self, TypeVar
 
 from pydantic import AwareDatetime, Field, ValidationError, model_validator
 
-from uploader import below, checksum, layout
+from uploader import below, checksum, layout, seal
 from uploader.bounds import Count, Generation, Node, Nodes, Rank, Ranks, WorldSize
 from uploader.errors import CorruptError, SettingsError
+from uploader.seal import Sealed
 from uploader.settings import SCHEMA_VERSION, Strict
 
 Metrics = dict[str, float | int | str | None]
@@ -55,7 +57,7 @@ def _whole(blocks: Sequence[str], size_bytes: int) -> str:
     return checksum.combine(zip(blocks, checksum.block_sizes(size_bytes), strict=True))
 
 
-class _Record(Strict):
+class _Record(Sealed):
     """What every record says of its checkpoint."""
 
     schema_version: Annotated[int, Field(ge=1, le=SCHEMA_VERSION)] = SCHEMA_VERSION
@@ -90,9 +92,6 @@ class _Record(Strict):
     @property
     def size_bytes(self) -> int:
         return sum(file.size_bytes for file in self.files)
-
-    def encode(self) -> bytes:
-        return self.model_dump_json().encode() + b"\n"
 
 
 def _directories(paths: Iterable[str]) -> Iterator[str]:
@@ -183,11 +182,16 @@ def decode(model: type[R], data: bytes, *, subject: str, hint: str = "") -> R:
     """Read a record, or any other JSON file of ours.
 
     Raises:
-        CorruptError: it is too large, truncated, not JSON, of an unknown schema version, or inconsistent.
+        CorruptError: it is too large, truncated, not JSON, of an unknown schema version, inconsistent, or not
+            what was written.
     """
     below.check_small(len(data), subject)
     with _corrupt_if_invalid(doing="reading", subject=subject, hint=hint):
-        return model.model_validate_json(data)
+        found = model.model_validate_json(data)
+    if seal.is_broken(data):
+        problem = "it was changed: its own checksum is another"
+        raise CorruptError(problem, doing="reading", subject=subject, hint=hint)
+    return found
 
 
 @contextmanager

@@ -1,26 +1,31 @@
 """From a record to verified files: parallel ranged reads from a store, or a check of what lies on disk.
 
 Every block is compared with the checksum that was taken as its bytes left memory. What is restored is
-complete and committed locally, or, after a crash, a directory whose name ends in ``.tmp``.
+complete and committed locally, or, after a crash, a directory that nobody reads but the next restore, which
+goes on there: the checksums tell what of it is right, so there is no journal.
 """
 
+import fcntl
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from anyio import to_thread
 
 from uploader import below, checksum, files, layout
 from uploader.buffers import PartBuffers
+from uploader.download import Download
 from uploader.errors import CorruptError, DiskError, ObjectMissing
 from uploader.manifest import Entry
 from uploader.multipart import Progress
-from uploader.parts import Part, cut
-from uploader.record import CommitRecord, FileRecord, decode
+from uploader.record import CommitRecord, FileRecord, NodeRecord, decode
 from uploader.store.base import ObjectStore
 from uploader.tasks import side_by_side
+
+Restorable = CommitRecord | NodeRecord
+"""What names every file of a checkpoint: in a store, or of one node on its disk."""
 
 
 async def read_commit_record(store: ObjectStore, entry: Entry) -> CommitRecord:
@@ -45,117 +50,87 @@ async def read_commit_record(store: ObjectStore, entry: Entry) -> CommitRecord:
 async def restore(
     store: ObjectStore,
     prefix: str,
-    record: CommitRecord,
+    record: Restorable,
     temporary: Path,
     target: Path,
-    trash: Path,
+    trash: Path | None,
     buffers: PartBuffers,
     progress: Progress,
-) -> None:
+) -> int:
     """Download a checkpoint and commit it locally as ``target``.
+
+    What an interrupted restore left in ``temporary`` is read again, and what is right of it is kept.
 
     Args:
         prefix: where the record's files lie, relative to the store.
         temporary: written first, then renamed to ``target``; all on one file system.
-        trash: where a damaged or superseded ``target`` goes, once the new one is whole.
-        progress: called with the number of bytes written and verified.
+        trash: where a damaged or superseded ``target`` goes, once the new one is whole; None: a ``target``
+            that is not an empty directory stays, and that is an error.
+        progress: called with the number of bytes written, or found there, and verified.
+
+    Returns:
+        How many bytes were there already.
 
     Raises:
         CorruptError: a file is missing or differs from its record; names the file and the bytes.
-        DiskError: the local disk refused.
+        DiskError: the local disk refused, or another process restores to the same place.
     """
-    with _made_anew(temporary) as directory:
-        await side_by_side(
-            partial(_restore_file, store, prefix, temporary, directory, file, buffers, progress)
-            for file in record.files
-        )
+    with _held(temporary) as directory:
+        with files.disk_errors("restoring to", temporary):
+            await to_thread.run_sync(_forget_all_but, temporary, [file.path for file in record.files])
+        download = Download(store, prefix, temporary, directory, buffers, progress)
+        await side_by_side(partial(download.file, file) for file in record.files)
         with files.disk_errors("restoring to", target):
             await to_thread.run_sync(_put_in_place, directory, temporary, target, trash)
+        return download.kept_bytes
 
 
 @contextmanager
-def _made_anew(temporary: Path) -> Iterator[int]:
-    """An empty directory in place of whatever is there; from now on it is known by its descriptor."""
+def _held(temporary: Path) -> Iterator[int]:
+    """The directory, made where it is not there, for us alone; from now on it is known by its descriptor."""
     with files.disk_errors("restoring to", temporary):
-        files.remove_tree(temporary)
-        files.make_directory(temporary.parent)
-        temporary.mkdir(mode=0o700)
+        if temporary.is_symlink() or not temporary.is_dir():
+            files.remove_tree(temporary)
+            files.make_directory(temporary.parent)
+            temporary.mkdir(mode=0o700)
         directory = os.open(temporary, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
+        fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield directory
+    except BlockingIOError:
+        hint = "wait until it is done"
+        problem = "another process restores to the same place"
+        raise DiskError(problem, doing="restoring to", subject=str(temporary), hint=hint) from None
     finally:
         os.close(directory)
 
 
-def _put_in_place(directory: int, temporary: Path, target: Path, trash: Path) -> None:
+def _forget_all_but(directory: Path, paths: Collection[str], below_it: str = "") -> None:
+    """Delete what is no plain file of these, linked once: it is another checkpoint's, or a trap."""
+    parents = {parent for path in paths for parent in map(str, PurePosixPath(path).parents)}
+    for entry in [*os.scandir(directory / below_it)]:
+        path = below_it + entry.name
+        if path in parents and entry.is_dir(follow_symlinks=False):
+            _forget_all_but(directory, paths, f"{path}/")
+        elif not (
+            path in paths
+            and entry.is_file(follow_symlinks=False)
+            and entry.stat(follow_symlinks=False).st_nlink == 1
+        ):
+            files.remove_tree(directory / path)
+
+
+def _put_in_place(directory: int, temporary: Path, target: Path, trash: Path | None) -> None:
     os.fsync(directory)
     if not os.path.samestat(os.fstat(directory), temporary.lstat()):
         problem = "something else was put in its place"
         raise DiskError(
             problem, doing="restoring to", subject=str(temporary), hint="find out who writes there"
         )
-    if os.path.lexists(target):
+    if trash is not None and os.path.lexists(target):
         files.remove_tree(files.move_to_trash(target, trash))
     os.rename(temporary, target)
     files.fsync_directory(target.parent)
-
-
-async def _restore_file(
-    store: ObjectStore,
-    prefix: str,
-    temporary: Path,
-    directory: int,
-    file: FileRecord,
-    buffers: PartBuffers,
-    progress: Progress,
-) -> None:
-    """Write one file; it takes no more of the disk than what has come and was found right."""
-    key, path = prefix + file.path, temporary / file.path
-    with files.disk_errors("creating", path):
-        descriptor = below.create_below(directory, file.path)
-        try:
-            parts = cut(file.size_bytes, file.blocks, buffers.part_size_bytes)
-            await side_by_side(
-                partial(_restore_part, store, key, path, descriptor, part, buffers, progress)
-                for part in parts
-            )
-            await to_thread.run_sync(os.fsync, descriptor)
-        finally:
-            os.close(descriptor)
-
-
-async def _restore_part(
-    store: ObjectStore,
-    key: str,
-    path: Path,
-    descriptor: int,
-    part: Part,
-    buffers: PartBuffers,
-    progress: Progress,
-) -> None:
-    """One ranged read, once more where the bytes that arrived are wrong."""
-    async with buffers.take(part.size_bytes) as body:
-        for attempt in (1, 2):
-            try:
-                await store.get_range(key, part.start, body)
-            except ObjectMissing as error:
-                problem = "the object is missing"
-                raise CorruptError(problem, doing="restoring", subject=f"{store.uri}/{key}") from error
-            if await to_thread.run_sync(checksum.of_bytes, body) == part.crc64nvme:
-                break
-            if attempt == 2:
-                end = part.start + part.size_bytes
-                problem = f"bytes {part.start} to {end} (part {part.number}) differ from the record"
-                raise CorruptError(problem, doing="restoring", subject=f"{store.uri}/{key}")
-        with files.disk_errors("writing", path):
-            await to_thread.run_sync(_write_exactly, descriptor, part.start, body)
-    progress(part.size_bytes)
-
-
-def _write_exactly(descriptor: int, start: int, data: memoryview) -> None:
-    written = 0
-    while written < len(data):
-        written += os.pwrite(descriptor, data[written:], start + written)
 
 
 def damage(directory: Path, record_files: list[FileRecord], *, deep: bool = True) -> Iterator[CorruptError]:

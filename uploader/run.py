@@ -12,6 +12,7 @@ from uploader.layout import RunDirectory, RunKeys
 from uploader.location import Location
 from uploader.record import decode
 from uploader.retention import Retention
+from uploader.seal import Sealed, sealed
 from uploader.settings import SCHEMA_VERSION, StorageSettings, UploadSettings
 
 
@@ -19,11 +20,12 @@ def _absolute(destination: str) -> str:
     return str(Location.parse(destination, field="destination"))
 
 
-class RunFile(Claim):
+class RunFile(Claim, Sealed):
     """A run as one node sees it.
 
     Attributes:
         destination: the run's location in the store, absolute, without credentials.
+        local_retention: what stays on this disk of what is durable; None: ``retention.on_disk()``.
         nodes: how many nodes write to the run; ``node`` is which of them this directory is.
         local_ranks: the ranks that write into this directory.
     """
@@ -34,6 +36,7 @@ class RunFile(Claim):
     storage: StorageSettings = StorageSettings()
     upload: UploadSettings = UploadSettings()
     retention: Retention = Retention()
+    local_retention: Retention | None = None
     node: Node = 0
     nodes: Nodes = 1
     local_ranks: Ranks = [0]
@@ -55,12 +58,17 @@ class RunFile(Claim):
 
     def write(self, directory: RunDirectory) -> None:
         """Replace the run file, atomically and durably."""
-        files.replace(directory.run_file, self.model_dump_json(indent=1).encode() + b"\n")
+        files.replace(directory.run_file, sealed(self.model_dump_json(indent=1).encode()))
 
     def setting(self) -> Self:
         """All but what an uploader takes over while it serves: who owns the run, and its retention."""
         plain: dict[str, object] = {"generation": 0, "lineage": Lineage(), "owner": None}
-        return self.model_copy(update={**plain, "retention": Retention()})
+        return self.model_copy(update={**plain, "retention": Retention(), "local_retention": None})
+
+    @property
+    def on_disk(self) -> Retention:
+        """The policy of the local disk."""
+        return self.local_retention or self.retention.on_disk()
 
     @property
     def location(self) -> Location:

@@ -6,11 +6,13 @@ missing; the first round after a crash is like any other. Events only wake it an
 
 import logging
 import time
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Awaitable, Callable, Sequence, Set
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
+
+import anyio
 
 from uploader import early, layout, manifest
 from uploader.backlog import Backlog, sort_out
@@ -24,6 +26,7 @@ from uploader.foreign import disagreements, worth_reading
 from uploader.journal import Journal
 from uploader.layout import RunDirectory
 from uploader.ledger import Ledger
+from uploader.life import Life
 from uploader.manifest import Entry, Manifest
 from uploader.manifest_file import ManifestFile
 from uploader.queue import EventQueue
@@ -49,6 +52,7 @@ class Clocks:
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
     monotonic: Callable[[], float] = time.monotonic
     retry: RetryPolicy = field(default_factory=RetryPolicy)
+    sleep: Callable[[float], Awaitable[None]] = anyio.sleep
 
 
 class RunService:
@@ -86,13 +90,29 @@ class RunService:
         )
         self._store = RetryingStore(store, retry, self._retrying, self._flow.sent)
         self._manifest = ManifestFile(self._store, run.run, self._keys)
-        self._steps = steps or LocalSteps(directory, node=run.node)
+        self._steps = steps or LocalSteps(directory, node=run.node, run=run.run if run.generation else None)
         self._queues = [EventQueue(directory.events(rank)) for rank in run.local_ranks]
         self._journal = Journal(directory)
         self._upkeep = Upkeep(
-            directory, self._store, self._manifest, self._keys, self._journal, status, clocks.now
+            directory,
+            self._store,
+            self._manifest,
+            self._keys,
+            self._journal,
+            status,
+            clocks.now,
+            clocks.monotonic,
         )
         self._head_start = HeadStart(directory, self._store, self._keys, self._flow, self._journal)
+        self._life = Life(
+            directory,
+            run,
+            store,
+            retry,
+            is_ours=is_ours,
+            newest_step=lambda: status.status.newest_local_step,
+            sleep=clocks.sleep,
+        )
         self._index = Manifest(run=run.run)
         self._ledger = Ledger(status)
         self._error: WmtpError | None = None
@@ -115,13 +135,29 @@ class RunService:
             OwnershipError: a newer generation owns the run elsewhere.
             WmtpError: the run is over and some of it could not be made durable.
         """
+        try:
+            async with self._life.told():
+                await self._serve()
+        except OwnershipError:
+            if not self._life.is_over(self._run.generation):
+                raise
+            # Whoever goes on with a run that is over prunes what is left, too.
+
+    async def _serve(self) -> None:
         async with aclosing(changes(self._directory.path, poll_s=POLL_S)) as wakes:
             async for _ in wakes:
                 if not (self._is_ours() and self._adopt_run_file()):
                     return
                 events = await self.round()
                 if self._is_over(events):
-                    return self._end(events)
+                    lingers = self._lingers()
+                    if lingers:
+                        self._status.show(state="drained", upload=None)
+                    else:
+                        self._end(events)
+                    await self._life.end(self._run.generation)
+                    if not lingers:
+                        return
 
     async def once(self) -> None:
         """Do what there is to do now; foreign checkpoints may need some time to show that they are complete.
@@ -137,8 +173,11 @@ class RunService:
             if wait_s and not self._took:
                 waits -= 1
                 await self._clocks.retry.sleep(wait_s)
-            elif not (self._took or self._is_followed()):
-                return self._end(events, self._steps.incomplete())
+            elif not (self._took or self._upkeep.is_due or self._is_followed()):
+                self._end(events, self._steps.incomplete())
+                if not is_locked(self._directory.trainer_lock):
+                    await self._life.end(self._run.generation)
+                return
 
     async def round(self) -> list[Event]:
         """Look at everything, do what is missing, and return the events it looked at that are still pending.
@@ -154,13 +193,9 @@ class RunService:
         self._took = False
         local = await self._look()
         try:
-            if self._signature(local) != self._settled:
+            if self._signature(local) != self._settled or self._upkeep.is_due:
                 local = await self._work(local)
-                self._error = next(iter(self._ledger.refused.values()), None)
-                if self._error is None:
-                    self._status.show(state="waiting", upload=None, error=None)
-                else:
-                    self._status.failed(self._error)
+                self._show_outcome()
             await self._get_ahead(local)
         except OwnershipError:
             if not self._is_followed():
@@ -173,6 +208,17 @@ class RunService:
         self._acknowledge(events, local)
         pending = self._receive()
         return [event for event in events if event in pending]
+
+    def _show_outcome(self) -> None:
+        """What the store refused is an error; what it refused to delete is told already."""
+        refused = next(iter(self._ledger.refused.values()), None)
+        self._error = refused or self._upkeep.error
+        if refused is not None:
+            self._status.failed(refused)
+        elif self._error is not None:
+            self._status.show(state="failed", upload=None, error=str(self._error))
+        else:
+            self._status.show(state="waiting", upload=None, error=None)
 
     def _retrying(self, error: WmtpError, attempt: int, wait_s: float) -> None:
         self._flow.failed(error)
@@ -194,7 +240,8 @@ class RunService:
         return self._run, local
 
     async def _work(self, local: list[LocalStep]) -> list[LocalStep]:
-        """Upload the newest step that waits, prune, look again, until none waits but those just refused.
+        """Upload the newest step that waits, prune beside it, look again, until none waits but those just
+        refused; then prune what is left.
 
         Returns:
             The steps as last seen on disk, of which none waits: whatever comes later is for another round.
@@ -203,11 +250,14 @@ class RunService:
         self._ledger.tried.clear()
         while True:
             if waiting := self._waiting(local):
-                await self._make_durable(waiting[0])
+                async with self._upkeep.beside(self._run, self._index, local):
+                    await self._make_durable(waiting[0])
                 local = self._scan()
             backlog = self._sort_out(local)
             self._ledger.skip(one.record for one in backlog.skip)
-            self._index = await self._upkeep.prune(self._run, self._index, local, backlog)
+            await self._upkeep.discard(self._index, backlog)
+            if not self._waiting(local):
+                self._index = await self._upkeep.prune(self._run, self._index, local)
             # Before the look: a step that is committed in between is seen by the one or the other.
             being_written = self._directory.being_written(self._run.generation)
             local = await self._look()
@@ -272,6 +322,7 @@ class RunService:
             self._run,
             self._run.retention,
             now=self._clocks.now(),
+            on_disk=self._run.retention if self._keys.in_place else self._run.on_disk,
             failed=self._ledger.failed,
             refused=self._ledger.refused,
             in_flight={upload.step for upload in self._journal.all() if upload.step},
@@ -316,7 +367,8 @@ class RunService:
 
         So is a file of a step that does not wait: it was sent, or the commit will look after it.
         """
-        is_done = self._error is None or self._error in self._ledger.refused.values()
+        told = [*self._ledger.refused.values(), self._upkeep.error]
+        is_done = self._error is None or self._error in told
         waiting = self._sort_out(local).upload if is_done else local
         names = {one.name for one in waiting}
         for queue in self._queues:
@@ -350,6 +402,10 @@ class RunService:
             self._trainer_gone_s = now_s
         gone_long = now_s - self._trainer_gone_s >= self._run.upload.idle_exit_s
         return gone_long and self._signature(self._scan()) == self._settled
+
+    def _lingers(self) -> bool:
+        """Whether a run that is over leaves something to prune later: all is durable, and nobody waits."""
+        return self._error is None and self._ledger.error is None and self._upkeep.comes_back
 
     def _end(self, events: list[Event], incomplete: Sequence[str] = ()) -> None:
         """Close the books. Whatever could not be made durable is the exit's error."""

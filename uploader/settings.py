@@ -119,7 +119,9 @@ class UploadSettings(Strict):
         part_size_bytes: wanted size of a part, rounded down to whole blocks.
         parts_in_flight: how many parts are sent at once at most, over all files of a step.
         delete_grace_s: seconds between a step's entry moving to ``deleting`` and its objects going.
+        purge_versions: in a bucket that keeps versions: whether those of what is pruned are deleted, too.
         keep_superseded_s: seconds for which superseded steps stay restorable.
+        heartbeat_s: seconds from one sign of life of a run's owner to the next.
         idle_exit_s: seconds without a trainer after which a drained uploader ends.
         stale_upload_s: age at which an unfinished upload that no journal continues is aborted.
         max_wait_s: longest wait between two attempts of a request that can heal.
@@ -132,8 +134,10 @@ class UploadSettings(Strict):
     part_size_bytes: PartSize = 16 * 1024**2
     parts_in_flight: PartsInFlight = 8
     delete_grace_s: Annotated[float, Field(ge=0)] = 0.0
+    purge_versions: bool = False
     keep_superseded_s: Annotated[float, Field(ge=0)] = 86_400.0
     stale_upload_s: Annotated[float, Field(gt=0)] = 7 * 86_400.0
+    heartbeat_s: Annotated[float, Field(gt=0, le=3600)] = 10.0
     idle_exit_s: Annotated[float, Field(ge=0)] = 5.0
     max_wait_s: Annotated[float, Field(gt=0)] = 30.0
     request_timeout_s: Annotated[float, Field(gt=0)] = 60.0

@@ -18,6 +18,7 @@ from uploader.errors import WmtpError
 from uploader.flow import FlowState
 from uploader.layout import RunDirectory, step_name
 from uploader.record import NodeRecord, decode
+from uploader.seal import Sealed, sealed
 from uploader.settings import SCHEMA_VERSION, Strict
 from uploader.store.capabilities import Capabilities
 
@@ -56,7 +57,7 @@ class Durable(Strict):
     at: AwareDatetime
 
 
-class Status(Strict):
+class Status(Sealed):
     """The state of one run's uploader.
 
     Attributes:
@@ -65,6 +66,7 @@ class Status(Strict):
         recent: the last steps that became durable, oldest first.
         error: what is wrong now, in one line; None while nothing is.
         failed_steps: by ``step_N@gG``: steps that can't be uploaded, each with its reason.
+        undeletable: by ``step_N@gG``: steps that the store refuses to prune, each with its reason.
     """
 
     schema_version: Annotated[int, Field(ge=1, le=SCHEMA_VERSION)] = SCHEMA_VERSION
@@ -86,6 +88,7 @@ class Status(Strict):
     retries_total: int = 0
     error: str | None = None
     failed_steps: dict[str, str] = {}
+    undeletable: dict[str, str] = {}
     updated_at: AwareDatetime
 
 
@@ -107,8 +110,8 @@ class StatusFile:
         self.status = self.status.model_copy(update={**changes, "updated_at": self._now()})
         temporary = self._path.with_name(f".{self._path.name}.tmp")
         try:
-            with open(temporary, "w", opener=below.private) as file:
-                file.write(self.status.model_dump_json(indent=1) + "\n")
+            with open(temporary, "wb", opener=below.private) as file:
+                file.write(sealed(self.status.model_dump_json(indent=1).encode()))
             os.replace(temporary, self._path)
         except OSError as error:
             log.warning("%s can't be written: %s", self._path, os.strerror(error.errno or 0))

@@ -19,7 +19,8 @@ from uploader.checksum import BLOCK_SIZE_BYTES
 from uploader.errors import CorruptError, DiskError
 from uploader.layout import RunDirectory
 from uploader.record import FileRecord, NodeRecord, decode
-from uploader.settings import SCHEMA_VERSION, Strict
+from uploader.seal import Sealed
+from uploader.settings import SCHEMA_VERSION
 from uploader.sighting import Sighting
 from uploader.tree import Identity, look_at, shown
 from uploader.watch import LocalStep
@@ -70,7 +71,7 @@ def _name(entry: str) -> str:
     return entry
 
 
-class Taken(Strict):
+class Taken(Sealed):
     """``.uploader/foreign/step_N.json``: what reading a checkpoint found."""
 
     schema_version: Annotated[int, Field(ge=1, le=SCHEMA_VERSION)] = SCHEMA_VERSION
@@ -130,7 +131,7 @@ class TakenSteps:
         try:
             with files.disk_errors("writing to", self._path):
                 files.make_directory(self._path)
-                files.replace(self._file(record.step), taken.model_dump_json().encode() + b"\n")
+                files.replace(self._file(record.step), taken.encode())
         except DiskError as error:
             log.warning("%s", error)
         self._taken[record.step] = ForeignStep.of(one, record)

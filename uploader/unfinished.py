@@ -78,4 +78,5 @@ async def store_now_s(store: ObjectStore) -> float | None:
 
 def is_ours(key: str) -> bool:
     """Whether an upload of this key is one of a run's own."""
-    return layout.parse_step_key(key) is not None or key == CLOCK_KEY
+    is_probe = key.startswith(layout.PROBE_PREFIX)
+    return layout.parse_step_key(key) is not None or key == CLOCK_KEY or is_probe

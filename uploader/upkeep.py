@@ -1,28 +1,43 @@
 """Prune and sweep one run: retention carried out after each commit, debris looked for once in a generation.
 
-A store that refuses to delete must hold up neither a commit nor the disk, so that error is kept until
-everything else is done.
+No commit waits for it. Beside an upload it is cut off when that ends; alone it stops after ``SLICE_S`` for a
+look at the disk; a grace is no wait but a time to come back at. What a store refuses to delete is told, left
+marked, and tried again after ``RETRY_S``: it holds up neither a commit, nor the disk, nor another step.
 """
 
 import logging
-from collections.abc import Callable, Collection
+import math
+from collections.abc import AsyncIterator, Callable, Collection
+from contextlib import asynccontextmanager
 from datetime import datetime
-from functools import partial
 
-from uploader import manifest, prune
+import anyio
+
+from uploader import discard, manifest, prune
 from uploader.backlog import Backlog
 from uploader.errors import OwnershipError, WmtpError
 from uploader.journal import Journal
 from uploader.layout import RunDirectory, RunKeys
-from uploader.manifest import Manifest
+from uploader.manifest import Entry, Manifest
 from uploader.manifest_file import ManifestFile
+from uploader.prune import Ages
 from uploader.run import RunFile
 from uploader.status import StatusFile
 from uploader.store.base import ObjectStore
+from uploader.tasks import task_group
 from uploader.unfinished import give_up_unwanted
 from uploader.watch import LocalStep
 
 log = logging.getLogger("uploader")
+
+SLICE_S = 5.0
+"""How long pruning goes on before the disk is looked at again."""
+RETRY_S = 600.0
+"""After how long the store is asked again what it refused."""
+AT_ONCE = 8
+"""Steps whose entries are dropped together: what a cut may make us look at twice."""
+PRUNING, TRASH, DEBRIS = "pruning", "trash", "debris"
+"""What ``undeletable`` calls that which has no step's name."""
 
 
 class Upkeep:
@@ -37,71 +52,147 @@ class Upkeep:
         journal: Journal,
         status: StatusFile,
         now: Callable[[], datetime],
+        monotonic: Callable[[], float],
     ) -> None:
         self._directory, self._store, self._manifest, self._keys = directory, store, file, keys
-        self._journal, self._status, self._now = journal, status, now
-        self._error: WmtpError | None = None
+        self._journal, self._status, self._now, self._monotonic = journal, status, now, monotonic
+        self._ages = Ages(store)
+        self._again_s = math.inf
+        self._refused: dict[str, tuple[WmtpError, float]] = {}
         self._swept_generation: int | None = None
 
-    async def prune(
-        self, run: RunFile, index: Manifest, local: list[LocalStep], backlog: Backlog
-    ) -> Manifest:
-        """The disk, then the store; returns the manifest as it is then.
+    @property
+    def error(self) -> WmtpError | None:
+        """What the store refused to delete; None where it refused nothing."""
+        return next((error for error, _ in self._refused.values()), None)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether pruning goes on now by itself: it was cut off, or a grace is over."""
+        return self._monotonic() >= self._again_s
+
+    @property
+    def comes_back(self) -> bool:
+        """Whether something is left that will be pruned in time."""
+        return self._again_s < math.inf
+
+    async def discard(self, index: Manifest, backlog: Backlog) -> None:
+        """Take from the disk what may go; it is deleted later."""
+        steps = backlog.discard
+        if self._keys.in_place:  # what is in the manifest goes by way of the manifest
+            steps = [one for one in steps if one.name not in index.names()]
+        gone = await discard.discard_local(self._directory, steps)
+        if gone:
+            self._status.pruned(gone, where="local")
+
+    @asynccontextmanager
+    async def beside(self, run: RunFile, index: Manifest, local: list[LocalStep]) -> AsyncIterator[None]:
+        """Prune while the block runs, and not a moment longer.
+
+        What is begun may have had its effect; the next time goes on from there.
+        """
+        async with task_group() as group:
+            group.start_soon(self._prune, run, index, local)
+            yield
+            group.cancel_scope.cancel()
+
+    async def prune(self, run: RunFile, index: Manifest, local: list[LocalStep]) -> Manifest:
+        """Prune the store and empty the trash, as far as that goes in ``SLICE_S``; the manifest then.
 
         Raises:
             OwnershipError: a newer generation owns the run.
         """
-        discard = backlog.discard
-        if self._keys.in_place:  # what is in the manifest goes by way of the manifest
-            discard = [one for one in discard if one.name not in index.names()]
-        gone = await prune.discard_local(self._directory, discard)
-        if gone:
-            self._status.pruned(gone, where="local")
-        self._error = None
-        if run.node != 0 or (run.upload.delete_grace_s and backlog.upload):
-            return index  # the grace must not delay a commit
+        with anyio.move_on_after(SLICE_S):
+            return await self._prune(run, index, local)
+        return index
+
+    async def _prune(self, run: RunFile, index: Manifest, local: list[LocalStep]) -> Manifest:
+        self._again_s = self._monotonic()  # where this is cut off
+        again_s = math.inf
+        if run.node == 0 and self._may_try(PRUNING):
+            async with self._told(PRUNING):
+                index, again_s = await self._prune_store(run, index, local)
+        async with self._told(TRASH):
+            await discard.empty_trash(self._directory)
+        self._again_s = again_s
+        return index
+
+    async def _prune_store(
+        self, run: RunFile, index: Manifest, local: list[LocalStep]
+    ) -> tuple[Manifest, float]:
+        """The manifest afterwards, and when to come back for what has its grace."""
+        await self._ages.look(index, run.retention, run.upload.keep_superseded_s, self._now())
+        names = prune.superfluous(index, run.retention, self._ages)
+        if not names and not index.deleting:
+            return index, math.inf
+        grace_s = run.upload.delete_grace_s
+        index = await prune.mark(self._store, self._manifest, names, run, grace_s)
+        waits_s = await prune.due_in_s(self._store, index, grace_s, self._now())
+        due = [
+            entry
+            for entry in index.deleting.values()
+            if not waits_s[entry.name] and self._may_try(entry.name)
+        ]
+        for start in range(0, len(due), AT_ONCE):
+            batch = due[start : start + AT_ONCE]
+            gone = [entry for entry in batch if await self._removes(run, local, entry)]
+            index = await self._drop(run, gone) if gone else index
+        later_s = [wait_s for wait_s in waits_s.values() if wait_s]
+        return index, self._monotonic() + min(later_s, default=math.inf)
+
+    async def _drop(self, run: RunFile, gone: list[Entry]) -> Manifest:
+        names = [entry.name for entry in gone]
+        index = await self._manifest.update(lambda one: manifest.dropped(one, names, run))
+        self._status.pruned([entry.step for entry in gone], where="remote")
+        return index
+
+    async def _removes(self, run: RunFile, local: list[LocalStep], entry: Entry) -> bool:
+        """Whether a step's objects are gone now. A loader may hold them, or the store refuse."""
+        gone = False
+        async with self._told(entry.name):
+            if self._keys.in_place:
+                mine = [one for one in local if one.name == entry.name]
+                gone = len(await discard.discard_local(self._directory, mine)) == len(mine)
+            else:
+                purge = run.upload.purge_versions
+                await prune.remove_objects(self._store, self._keys, entry, purge=purge)
+                gone = True
+        return gone
+
+    @asynccontextmanager
+    async def _told(self, what: str) -> AsyncIterator[None]:
+        """Tell of what is refused in the block, and go on behind it."""
         try:
-            return await self._prune_store(run, index, local)
+            yield
         except OwnershipError:
             raise
         except WmtpError as error:
-            self._error = error
-            return index
+            log.error("%s: not deleted, tried again in %.0f s: %s", what, RETRY_S, error)
+            self._refused[what] = error, self._monotonic() + RETRY_S
+        else:
+            if self._refused.pop(what, None) is None:
+                return
+        self._status.show(undeletable={name: str(error) for name, (error, _) in self._refused.items()})
 
-    async def _prune_store(self, run: RunFile, index: Manifest, local: list[LocalStep]) -> Manifest:
-        now, long_ago = await prune.store_times(
-            self._store, index, run.retention, run.upload.keep_superseded_s, self._now()
-        )
-        names = prune.superfluous(index, run.retention, now=now, long_ago=long_ago)
-        if not names and not index.deleting:
-            return index
-        remove: prune.Remove = partial(prune.remove_objects, self._store, self._keys)
-        if self._keys.in_place:
-            remove = partial(prune.remove_directory, self._directory, local)
-        gone = await prune.prune_store(self._manifest, names, run, remove, run.upload.delete_grace_s)
-        if gone:
-            self._status.pruned([entry.step for entry in gone], where="remote")
-        return await self._manifest.update(partial(manifest.adopted, claim=run))
+    def _may_try(self, what: str) -> bool:
+        return what not in self._refused or self._monotonic() >= self._refused[what][1]
 
     async def finish(
         self, run: RunFile, index: Manifest, local: list[LocalStep], wanted: Collection[str]
     ) -> None:
-        """Give up uploads that nobody wants any more, sweep what former generations left, and tell what
-        could not be pruned.
+        """Give up uploads that nobody wants any more, and sweep what former generations left.
 
         Args:
             wanted: the steps, as ``step_N@gG``, that wait for their upload or are being written.
-
-        Raises:
-            WmtpError: the store refused to delete.
         """
-        if not self._keys.in_place:
+        if self._keys.in_place or not self._may_try(DEBRIS):
+            return
+        async with self._told(DEBRIS):
             await give_up_unwanted(self._store, self._journal, wanted)
-        if run.node == 0 and not self._keys.in_place and self._swept_generation != run.generation:
-            stale_s = run.upload.stale_upload_s
-            swept = await prune.sweep(self._store, index, run, local, self._journal, stale_s)
-            self._swept_generation = run.generation
-            if swept:
-                log.info("swept %d objects that no step names", swept)
-        if self._error is not None:
-            raise self._error
+            if run.node == 0 and self._swept_generation != run.generation:
+                stale_s = run.upload.stale_upload_s
+                pending = [one for one in local if one.name in wanted]
+                swept = await prune.sweep(self._store, index, run, pending, self._journal, stale_s)
+                self._swept_generation = run.generation
+                if swept:
+                    log.info("swept %d objects that no step names", swept)

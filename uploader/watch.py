@@ -51,6 +51,9 @@ class LocalStep:
 class LocalSteps:
     """The committed steps of a run directory. A record is read once; afterwards only its file's times are.
 
+    Args:
+        run: whose they have to be: a step that somebody put there from another run is none of this one's.
+
     ``foreign.ForeignSteps`` also finds those of a trainer that writes no records; the methods that it needs
     for that have nothing to do here.
 
@@ -60,8 +63,8 @@ class LocalSteps:
 
     end_with_trainer: ClassVar[bool] = True
 
-    def __init__(self, directory: RunDirectory, *, node: int = 0) -> None:
-        self._directory, self._node = directory, node
+    def __init__(self, directory: RunDirectory, *, node: int = 0, run: str | None = None) -> None:
+        self._directory, self._node, self._owned_by = directory, node, run
         self._known: dict[tuple[str, int, int], LocalStep] = {}
 
     def scan(self) -> tuple[list[LocalStep], list[CorruptError]]:
@@ -86,7 +89,7 @@ class LocalSteps:
                     problem = "its directory is a link: it is left alone"
                     raise CorruptError(problem, doing="reading", subject=str(record_path))
                 key = (path.name, status.st_ino, status.st_mtime_ns)
-                known[key] = self._known.get(key) or read_step(path, node=self._node)
+                known[key] = self._known.get(key) or self._read(path)
             except (FileNotFoundError, NotADirectoryError):
                 continue  # not ours, or being pruned
             except CorruptError as error:
@@ -95,6 +98,13 @@ class LocalSteps:
                 steps.append(known[key])
         self._known = known
         return sorted(steps, key=lambda local: -local.step), errors
+
+    def _read(self, path: Path) -> LocalStep:
+        step = read_step(path, node=self._node)
+        if self._owned_by not in (None, step.record.run):
+            subject = str(path / layout.node_record(self._node))
+            raise CorruptError(f"it is that of run {step.record.run!r}", doing="reading", subject=subject)
+        return step
 
     async def take(self, choose: Callable[[list[Committed]], Set[int]]) -> bool:
         """Make a step of the newest checkpoint found that has no record yet; whether there was one.
@@ -122,13 +132,13 @@ def read_step(path: Path, *, node: int = 0) -> LocalStep:
 
     Raises:
         FileNotFoundError: the directory has no node record: it was never committed.
-        CorruptError: the record can't be read, or it is another step's.
+        CorruptError: the record can't be read, or it is another step's or node's.
     """
     record_path = path / layout.node_record(node)
     encoded = below.read_small(record_path)
     record = decode(NodeRecord, encoded, subject=str(record_path))
-    if record.step != layout.parse_step(path.name):
-        problem = f"it is the record of {layout.step_name(record.step)}"
+    if (record.step, record.node) != (layout.parse_step(path.name), node):
+        problem = f"it is the record of {layout.step_name(record.step)}, node {record.node}"
         raise CorruptError(problem, doing="reading", subject=str(record_path))
     return LocalStep(path, record, encoded)
 

@@ -13,9 +13,9 @@ from torch import ones
 from uploader import below, files, layout
 from uploader.buffers import PartBuffers
 from uploader.checksum import BLOCK_SIZE_BYTES
+from uploader.discard import discard_local
 from uploader.errors import CorruptError, DiskError, OwnershipError, StoreError
 from uploader.layout import RunDirectory, RunKeys
-from uploader.prune import discard_local
 from uploader.record import CommitRecord
 from uploader.restore import check, damage, restore
 from uploader.run import RunFile

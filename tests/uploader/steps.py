@@ -60,12 +60,13 @@ def make_step(
     number: int = 1,
     *,
     files: Mapping[str, bytes] = SMALL,
+    run: str = "run",
     node: int = 0,
     nodes: int = 1,
     metrics: Metrics | None = None,
 ) -> LocalStep:
     """A committed local step, the way a trainer leaves it."""
-    record = node_record(step, number, files=files, node=node, nodes=nodes, metrics=metrics)
+    record = node_record(step, number, files=files, run=run, node=node, nodes=nodes, metrics=metrics)
     temporary, target = directory.temporary(step, number), directory.step(step)
     temporary.mkdir(parents=True)
     for name, data in files.items():

@@ -7,13 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from steps import FIRST, NOW, claim, node_record
 
-from uploader import layout, manifest
+from uploader import layout, manifest, pins
 from uploader.backlog import Backlog, sort_out
 from uploader.generation import Claim
 from uploader.layout import RunKeys
 from uploader.manifest import Entry, Manifest
 from uploader.record import CommitRecord
-from uploader.retention import KeepBest, Retention
+from uploader.retention import Committed, KeepBest, Retention, steps_to_keep
 from uploader.watch import LocalStep
 
 CLAIMS = [FIRST, claim((1, None), (2, 4)), claim((1, None), (2, 4), (3, 6)), claim((3, None))]
@@ -43,9 +43,20 @@ def sort(
     failed: tuple[str, ...] = (),
     refused: tuple[str, ...] = (),
     in_flight: tuple[str, ...] = (),
+    on_disk: Retention | None = None,
 ) -> Backlog:
     policy = Retention(keep_last=keep_last)
-    return sort_out(local, index, one, policy, now=NOW, failed=failed, refused=refused, in_flight=in_flight)
+    return sort_out(
+        local,
+        index,
+        one,
+        policy,
+        now=NOW,
+        on_disk=on_disk,
+        failed=failed,
+        refused=refused,
+        in_flight=in_flight,
+    )
 
 
 def test_newest_first_and_what_would_be_pruned_on_arrival_is_skipped() -> None:
@@ -91,6 +102,29 @@ def test_the_disk_keeps_what_retention_keeps_and_what_waits() -> None:
     assert numbers(backlog.discard) == [1, 2]
 
 
+def test_the_disk_has_a_policy_of_its_own() -> None:
+    steps = [here(step) for step in range(1, 7)]
+    index = there(Manifest(run="run"), *steps)
+    every = Retention(keep_last=2, keep_every=1)
+    assert sort_out(steps, index, FIRST, every, now=NOW).discard == steps[:4]  # what grows is for the store
+    assert numbers(sort(steps, index, on_disk=Retention(keep_last=1)).discard) == [1, 2, 3, 4, 5]
+    assert sort(steps, index, keep_last=1, on_disk=Retention(keep_last=9)).discard == []
+
+
+def test_the_disk_may_keep_what_the_store_has_pruned() -> None:
+    steps = [here(step) for step in range(1, 6)]
+    backlog = sort(steps, there(Manifest(run="run"), *steps[3:]), on_disk=Retention(keep_last=4))
+    assert backlog.upload == []
+    assert numbers(backlog.discard) == [1]
+
+
+def test_a_pin_is_for_the_store() -> None:
+    steps = [here(step) for step in (1, 2, 3)]
+    index = there(Manifest(run="run"), *steps)
+    index = pins.marked(index, index.live["step_1"], pinned=True)
+    assert numbers(sort(steps, index, keep_last=1).discard) == [1, 2]
+
+
 def test_nothing_goes_while_nothing_newer_is_durable() -> None:
     steps = [here(step) for step in (3, 4, 5)]
     backlog = sort(steps, there(Manifest(run="run"), here(2)), keep_last=1)
@@ -118,7 +152,22 @@ def test_a_branch_that_was_left_goes_when_the_new_one_is_durable() -> None:
     assert numbers(sort([*old, new], index, second).discard) == [6, 8]
 
 
-Situation = tuple[list[LocalStep], Manifest, Claim, Retention, set[str], set[str]]
+def test_a_step_of_a_start_that_is_not_heard_of_yet_never_goes() -> None:
+    """Found by the simulation: an uploader serving generation 1 still looks at what generation 2 saved."""
+    old, newer = here(20), here(10, 2)
+    index = there(Manifest(run="run"), old)
+    assert sort([old, newer], index).discard == []
+
+
+Situation = tuple[list[LocalStep], Manifest, Claim, Retention, Retention | None, set[str], set[str]]
+
+policies = st.builds(
+    Retention,
+    keep_last=st.integers(1, 3),
+    keep_every=st.sampled_from([None, 3]),
+    keep_best=st.sampled_from([None, KeepBest(metric="loss")]),
+    keep_for_s=st.sampled_from([None, 5.0]),
+)
 
 
 @st.composite
@@ -130,24 +179,19 @@ def situations(draw: st.DrawFn) -> Situation:
     loss = st.floats(0, 1)
     index = there(Manifest(run="run"), *(here(*both, draw(loss)) for both in remote), by=one)
     index = manifest.deleting(index, draw(st.lists(st.sampled_from(sorted(index.names()) or ["none"]))), one)
-    policy = Retention(
-        keep_last=draw(st.integers(1, 3)),
-        keep_every=draw(st.sampled_from([None, 3])),
-        keep_best=draw(st.sampled_from([None, KeepBest(metric="loss")])),
-        keep_for_s=draw(st.sampled_from([None, 5.0])),
-    )
     nodes = draw(st.sampled_from([1, 2]))
     steps = [here(*both, draw(loss), nodes) for both in local]
     failed = {each.name for each in steps if draw(st.integers(0, 4)) == 0}
     refused = {each.name for each in steps if draw(st.integers(0, 3)) == 0}
-    return steps, index, one, policy, failed, refused
+    on_disk = draw(st.one_of(st.none(), policies))
+    return steps, index, one, draw(policies), on_disk, failed, refused
 
 
 @given(situations())
 def test_what_always_holds(situation: Situation) -> None:
-    local, index, one, policy, failed, refused = situation
+    local, index, one, policy, on_disk, failed, refused = situation
     now = NOW + timedelta(seconds=10)
-    backlog = sort_out(local, index, one, policy, now=now, failed=failed, refused=refused)
+    backlog = sort_out(local, index, one, policy, now=now, on_disk=on_disk, failed=failed, refused=refused)
     durable = {entry.name for entry in index.live.values()}
     upload, skip, discard = ({each.name for each in part} for part in
                              (backlog.upload, backlog.skip, backlog.discard))  # fmt: skip
@@ -183,8 +227,15 @@ def test_what_always_holds(situation: Situation) -> None:
     here_and_there = [each for each in local if each.name in durable]
     if here_and_there:
         assert max(here_and_there, key=lambda each: each.step).name not in discard
+    # Somewhere the newest there ever was is whole, and so is each that the disk's policy keeps.
+    last = max((one.step for one in local if one.name in live), default=-1)
+    if last > (-1 if index.latest is None else index.latest):
+        assert layout.step_at(last, next(one.generation for one in local if one.step == last)) not in discard
+    durable_here = [Committed(one.step, one.record.created_at, one.record.metrics) for one in here_and_there]
+    keep = steps_to_keep(durable_here, on_disk or policy.on_disk(), now=now)
+    assert not keep & {one.step for one in backlog.discard if one.name in durable}
     # Idempotent: with the discarded steps gone, nothing more goes and the same waits.
     rest = [each for each in local if each.name not in discard]
-    again = sort_out(rest, index, one, policy, now=now, failed=failed, refused=refused)
+    again = sort_out(rest, index, one, policy, now=now, on_disk=on_disk, failed=failed, refused=refused)
     assert again.discard == []
     assert again.upload == backlog.upload

@@ -16,10 +16,10 @@ from botocore import exceptions as aws
 from steps import FIRST, Time, assert_whole, keys, make_service, make_step, run_file, taken, uploads
 from virtual_time import VIRTUAL, at_once
 
-from uploader import files, queue
+from uploader import files, layout, queue
 from uploader.checksum import BLOCK_SIZE_BYTES
 from uploader.events import CheckpointSaved, RunFinished
-from uploader.layout import COMMIT_RECORD_NAME, MANIFEST_KEY, RunDirectory, RunKeys, generation_key
+from uploader.layout import COMMIT_RECORD_NAME, MANIFEST_KEY, RunDirectory, RunKeys
 from uploader.retention import Retention
 from uploader.retry import RetryPolicy
 from uploader.settings import UploadSettings
@@ -128,7 +128,7 @@ async def assert_exactly(store: MemoryStore, steps: Set[int], large: Set[int]) -
     assert index is not None
     assert {entry.step for entry in index.live.values()} == steps
     assert not index.deleting
-    named = {MANIFEST_KEY, generation_key(1)}
+    named = {MANIFEST_KEY, layout.generation_key(1), layout.heartbeat_key(1)}
     for step in steps:
         prefix = RunKeys().step_prefix(step, 1)
         for name, data in contents(step, large=step in large).items():

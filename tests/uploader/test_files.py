@@ -18,10 +18,19 @@ def test_directories_are_private_and_durable_in_their_parents(
     synced: list[Path] = []
     monkeypatch.setattr(files, "fsync_directory", synced.append)
     files.make_directory(tmp_path / "a" / "b")
-    assert synced == [tmp_path, tmp_path / "a"]
+    assert synced == [tmp_path.parent, tmp_path, tmp_path / "a"]
     assert stat.S_IMODE((tmp_path / "a" / "b").stat().st_mode) == 0o700
-    files.make_directory(tmp_path / "a" / "b")
-    assert len(synced) == 2
+
+
+def test_a_directory_that_somebody_died_over_becomes_durable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by the simulation: killed between mkdir and fsync, then the power went."""
+    synced: list[Path] = []
+    (tmp_path / "a").mkdir()
+    monkeypatch.setattr(files, "fsync_directory", synced.append)
+    files.make_directory(tmp_path / "a")
+    assert synced == [tmp_path]
 
 
 def test_replace_leaves_the_old_bytes_or_the_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

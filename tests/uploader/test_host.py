@@ -241,7 +241,7 @@ async def test_new_runs_of_a_parent_are_picked_up_and_ended_ones_again_when_they
             directory.path.mkdir()
             await start(directory, run_of(directory, remote), 1)
             await until(["step_1@g1"])
-            make_step(directory, 2)
+            make_step(directory, 2, run="late")
             await until(["step_2@g1", "step_1@g1"])
             group.cancel_scope.cancel()
 

@@ -12,7 +12,7 @@ from steps import FIRST, make_service, make_step, run_file, taken
 from virtual_time import VIRTUAL, VirtualLoop, at_once
 
 from uploader import files
-from uploader.layout import RunDirectory
+from uploader.layout import MANIFEST_KEY, RunDirectory, heartbeat_key
 from uploader.service import POLL_S
 from uploader.store.memory import MemoryStore
 
@@ -26,7 +26,7 @@ def anyio_backend(monkeypatch: pytest.MonkeyPatch) -> tuple[str, dict[str, Any]]
     return VIRTUAL
 
 
-async def test_it_wakes_for_its_poll_and_for_nothing_else(
+async def test_it_wakes_for_its_poll_and_its_heartbeat_and_for_nothing_else(
     directory: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, loop = MemoryStore(), asyncio.get_running_loop()
@@ -48,10 +48,12 @@ async def test_it_wakes_for_its_poll_and_for_nothing_else(
                 log.write("a line of a log that is held open\n")
                 log.flush()
                 files.replace(directory.path / ".hidden", b"%d" % number)
-        assert store.operations == []
+        beats = HOUR_S / run_file().upload.heartbeat_s
+        assert {one.key for one in store.operations} == {heartbeat_key(1), MANIFEST_KEY}
+        assert len(store.operations) == pytest.approx(2 * beats, abs=4)
         assert threading.active_count() == threads
         polls, of_this_test = HOUR_S / POLL_S, 60
-        assert polls - 2 <= loop.jumping.waits - waits <= polls + of_this_test + 2
+        assert polls - 2 <= loop.jumping.waits - waits <= polls + beats + of_this_test + 4
         group.cancel_scope.cancel()
     os.close(held)
 

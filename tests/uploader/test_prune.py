@@ -1,9 +1,10 @@
 """Retention carried out: record first, then objects; a crash anywhere is finished by the next start."""
 
-import os
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from steps import (
     FIRST,
     NOW,
@@ -14,19 +15,21 @@ from steps import (
     keys,
     make_service,
     make_step,
+    node_record,
     objects_of,
     run_file,
     taken,
     uploads,
 )
 
-from uploader import files, layout, manifest, prune
+from uploader import layout, manifest, pins, prune
 from uploader.errors import OwnershipError
 from uploader.generation import Claim
 from uploader.journal import Journal
 from uploader.layout import RunDirectory, RunKeys
 from uploader.manifest import Entry, Manifest
 from uploader.manifest_file import ManifestFile
+from uploader.prune import Ages
 from uploader.record import CommitRecord
 from uploader.retention import Retention
 from uploader.store.memory import MemoryStore, Operation
@@ -52,76 +55,153 @@ def committed(store: MemoryStore, *steps: LocalStep, by: Claim = FIRST) -> Manif
     return index
 
 
-def test_what_is_superfluous(directory: RunDirectory) -> None:
-    index = Manifest(run="run")
-    for step in (1, 2, 3, 4):
-        entry = Entry.of(CommitRecord.merge([make_step(directory, step).encoded]), KEYS)
-        index = manifest.committed(index, entry, FIRST)
+async def ages(
+    store: MemoryStore, index: Manifest, policy: Retention, keep_superseded_s: float = 1e9
+) -> Ages:
+    made = Ages(store)
+    await made.look(index, policy, keep_superseded_s, NOW)
+    return made
+
+
+async def test_what_is_superfluous(directory: RunDirectory) -> None:
+    store = MemoryStore(now=lambda: 1000.0)
+    await taken(store, FIRST, SECOND)
+    index = committed(store, *(make_step(directory, step) for step in (1, 2, 3, 4)))
     policy = Retention(keep_last=2)
-    assert prune.superfluous(index, policy, now=NOW) == ["step_2@g1", "step_1@g1"]
+    assert prune.superfluous(index, policy, await ages(store, index, policy)) == ["step_2@g1", "step_1@g1"]
     index = manifest.adopted(index, SECOND)
-    assert prune.superfluous(index, policy, now=NOW) == []
-    assert sorted(prune.superfluous(index, policy, now=NOW, long_ago={2})) == ["step_3@g1", "step_4@g1"]
+    assert prune.superfluous(index, policy, await ages(store, index, policy)) == []
+    assert prune.why_stays(index, policy, await ages(store, index, policy)) == {
+        "step_2@g1": ("newest", "keep_last"),
+        "step_1@g1": ("keep_last",),
+        "step_4@g1": ("superseded lately",),
+        "step_3@g1": ("superseded lately",),
+    }
+    long_ago = await ages(store, index, policy, 0.0)
+    assert sorted(prune.superfluous(index, policy, long_ago)) == ["step_3@g1", "step_4@g1"]
 
 
-async def test_the_record_goes_first_and_the_entry_last(directory: RunDirectory) -> None:
+async def test_what_is_pinned_stays_also_when_it_was_left_behind(directory: RunDirectory) -> None:
+    store = MemoryStore(now=lambda: 1000.0)
+    await taken(store, FIRST, SECOND)
+    index = committed(store, *(make_step(directory, step) for step in (1, 2, 3, 4)))
+    for step in (1, 3):
+        index = pins.marked(index, index.live[f"step_{step}"], pinned=True)
+    index = manifest.adopted(index, SECOND)
+    policy = Retention(keep_last=1)
+    long_ago = await ages(store, index, policy, 0.0)
+    assert prune.superfluous(index, policy, long_ago) == ["step_4@g1"]
+    everything = [*index.names(), "step_9@g1"]
+    assert manifest.deleting(index, everything, SECOND).deleting.keys() == {"step_4@g1"}
+
+
+@given(st.lists(st.integers(0, 20), unique=True), st.sets(st.integers(0, 20)), st.sets(st.integers(0, 20)))
+def test_neither_the_latest_nor_a_pinned_step_is_ever_marked(
+    steps: list[int], pinned: set[int], asked: set[int]
+) -> None:
+    index = Manifest(run="run")
+    for step in steps:
+        entry = Entry.of(CommitRecord.merge([node_record(step).encode()]), KEYS)
+        index = manifest.committed(index, entry, FIRST)
+    for step in pinned & {*steps}:
+        index = pins.marked(index, index.live[f"step_{step}"], pinned=True)
+    marked = manifest.deleting(index, [f"step_{step}@g1" for step in asked], FIRST)
+    gone = {entry.step for entry in marked.deleting.values()}
+    assert gone == (asked & {*steps}) - pinned - {max(steps, default=-1)}
+    assert manifest.deleting(marked, [f"step_{step}@g1" for step in asked], FIRST) == marked
+
+
+async def test_ages_are_the_stores_and_each_is_asked_for_once(directory: RunDirectory) -> None:
+    """The trainer's clock says that every step is years old; the store took them just now."""
+    clock = [2e9]
+    store = MemoryStore(now=lambda: clock[0])
+    await taken(store, FIRST, SECOND)
+    index = committed(store, *(make_step(directory, step) for step in (1, 2, 3)))
+    plain, policy = Retention(keep_last=1), Retention(keep_last=1, keep_for_s=100.0)
+    store.operations.clear()
+    assert (await ages(store, index, plain)).now == NOW
+    assert store.operations == []
+    made = Ages(store)
+    for now_s, stays in ((2e9 + 99, 3), (2e9 + 100, 1)):
+        clock[0] = now_s
+        store._keep(layout.MANIFEST_KEY, index.encode())
+        store.operations.clear()
+        await made.look(index, policy, 1e9, NOW)
+        assert made.now == datetime.fromtimestamp(now_s, UTC)
+        assert len(prune.superfluous(index, policy, made)) == 3 - stays
+    assert [one.key for one in store.operations] == [layout.MANIFEST_KEY]
+
+
+async def test_superseded_steps_stay_for_a_while_by_the_stores_clock(directory: RunDirectory) -> None:
+    clock = [1000.0]
+    store = MemoryStore(now=lambda: clock[0])
+    await taken(store, FIRST, SECOND)
+    index = committed(store, *(make_step(directory, step) for step in (1, 2, 3)))
+    index = manifest.adopted(index, SECOND)
+    for now_s, gone in ((1099.0, []), (1100.0, ["step_3@g1"])):
+        clock[0] = now_s
+        store._keep(layout.MANIFEST_KEY, index.encode())
+        made = await ages(store, index, Retention(), 100.0)
+        assert prune.superfluous(index, Retention(), made) == gone
+
+
+async def test_the_record_goes_first(directory: RunDirectory) -> None:
     steps, store = [make_step(directory, step) for step in (1, 2)], MemoryStore()
-    committed(store, *steps)
+    index = committed(store, *steps)
     await store.create_upload("step_1/g1/optim.safetensors")
     await store.put("step_1/g10/other", b"another generation's")
     record = "step_1/g1/checkpoint.json"
     seen: list[tuple[str, bool]] = []
 
     def watching(operation: Operation) -> None:
-        index = Manifest.model_validate_json(store._objects[layout.MANIFEST_KEY][1])
-        if operation.name in ("delete", "abort_upload"):
-            assert "step_1@g1" in index.deleting
+        if operation.name in ("delete", "abort_upload", "purge"):
             seen.append((operation.key, record in store._objects))
 
     store.faults = watching
-
-    async def remove(entry: Entry) -> bool:
-        return await prune.remove_objects(store, KEYS, entry)
-
-    file = ManifestFile(store, "run", KEYS)
-    gone = await prune.prune_store(file, ["step_1@g1"], FIRST, remove, 0.0)
-    assert [entry.step for entry in gone] == [1]
+    await prune.remove_objects(store, KEYS, index.live["step_1"], purge=True)
     assert seen[0] == (record, True)
-    assert seen[1][0] == "step_1/g1/model-rank00000-0001.safetensors"  # a request of its own, afterwards
+    assert seen[1] == (record, False)  # its versions
+    assert seen[2][0] == "step_1/g1/model-rank00000-0001.safetensors"  # a request of its own, afterwards
     assert not any(still_there for _, still_there in seen[1:])
     left = await keys(store, "step_")
     assert left == sorted([*objects_of(steps[1]), "step_1/g10/other"])
     assert await uploads(store) == []
-    index = await file.read()
-    assert index is not None
-    assert index.names() == {"step_2@g1"}
 
 
-async def test_nothing_to_do_is_one_read(directory: RunDirectory) -> None:
+async def test_nothing_to_mark_is_one_read(directory: RunDirectory) -> None:
     store = MemoryStore()
     committed(store, make_step(directory, 1))
     store.operations.clear()
-
-    async def remove(entry: Entry) -> bool:
-        raise AssertionError(entry)
-
-    assert await prune.prune_store(ManifestFile(store, "run", KEYS), [], FIRST, remove, 60.0) == []
+    assert (await prune.mark(store, ManifestFile(store, "run", KEYS), [], FIRST, 60.0)).deleting == {}
     assert [one.name for one in store.operations] == ["get"]
 
 
-async def test_a_zombie_deletes_nothing(directory: RunDirectory) -> None:
+async def test_a_zombie_marks_nothing(directory: RunDirectory) -> None:
     store = MemoryStore()
     committed(store, make_step(directory, 1), make_step(directory, 2))
     file = ManifestFile(store, "run", KEYS)
-    await file.update(lambda index: manifest.adopted(index, SECOND))
-    before = await keys(store)
-
-    async def remove(entry: Entry) -> bool:
-        raise AssertionError(entry)
-
+    before = await file.update(lambda index: manifest.adopted(index, SECOND))
     with pytest.raises(OwnershipError, match="me@host2"):
-        await prune.prune_store(file, ["step_1@g1"], FIRST, remove, 0.0)
-    assert await keys(store) == before
+        await prune.mark(store, file, ["step_1@g1"], FIRST, 0.0)
+    assert await file.read() == before
+
+
+async def test_a_grace_counts_from_the_mark_by_the_stores_clock(directory: RunDirectory) -> None:
+    clock = [5e8]
+    store = MemoryStore(now=lambda: clock[0])
+    committed(store, make_step(directory, 1), make_step(directory, 2))
+    file, far = ManifestFile(store, "run", KEYS), NOW + timedelta(days=9999)
+    clock[0] += 50
+    index = await prune.mark(store, file, ["step_1@g1"], FIRST, 60.0)
+    assert index.deleting["step_1@g1"].deleting_since == datetime.fromtimestamp(clock[0], UTC)
+    clock[0] += 20
+    await file.update(lambda one: manifest.noted(one, far, FIRST))  # what is noted stays
+    assert await prune.due_in_s(store, index, 60.0, far) == {"step_1@g1": 40.0}
+    clock[0] += 40
+    index = await prune.mark(store, file, [], FIRST, 60.0)
+    assert await prune.due_in_s(store, index, 60.0, NOW) == {"step_1@g1": 0.0}
+    assert await prune.due_in_s(store, index, 0.0, NOW) == {"step_1@g1": 0.0}
+    assert await uploads(store) == []
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
@@ -152,51 +232,6 @@ async def test_a_crash_at_any_request_is_finished_by_the_next_start(
         assert [path.name for path in place.path.glob("step_*")] == ["step_3"]
         at += 1
     assert at > 8
-
-
-async def test_times_are_the_stores(directory: RunDirectory) -> None:
-    clock = [1000.0]
-    store = MemoryStore(now=lambda: clock[0])
-    await taken(store, FIRST, SECOND)
-    index = committed(store, *(make_step(directory, step) for step in (1, 2, 3)))
-    policy = Retention()
-    store.operations.clear()
-    assert await prune.store_times(store, index, policy, 100.0, NOW) == (NOW, set())
-    assert store.operations == []
-    file = ManifestFile(store, "run", KEYS)
-    for now_s, long_ago in ((1099.0, set()), (1100.0, {2})):
-        clock[0] = now_s
-        index = await file.update(lambda one: manifest.adopted(one, SECOND))
-        store._keep(layout.MANIFEST_KEY, index.encode())
-        present = datetime.fromtimestamp(now_s, UTC)
-        assert await prune.store_times(store, index, policy, 100.0, NOW) == (present, long_ago)
-
-
-async def test_a_step_that_is_loaded_waits(directory: RunDirectory) -> None:
-    steps = [make_step(directory, step) for step in (1, 2)]
-    with files.held_for_reading(steps[0].path):
-        assert await prune.discard_local(directory, steps) == [2]
-    assert steps[0].path.exists()
-    assert await prune.discard_local(directory, steps) == [1]
-    assert list(directory.trash.iterdir()) == []
-
-
-async def test_a_step_that_a_rewind_wrote_anew_is_not_the_one_to_discard(directory: RunDirectory) -> None:
-    old = make_step(directory, 7, 1)
-    files.move_to_trash(old.path, directory.trash)
-    make_step(directory, 7, 2)
-    assert await prune.discard_local(directory, [old]) == []
-    assert directory.step(7).exists()
-    entry = Entry.of(CommitRecord.merge([old.encoded]), RunKeys(in_place=True))
-    assert await prune.remove_directory(directory, [make_step(directory, 8, 2)], entry)
-    assert directory.step(7).exists()
-
-
-async def test_what_a_crash_left_in_the_trash_goes(directory: RunDirectory) -> None:
-    (directory.trash / "step_1.0").mkdir(parents=True)
-    (directory.trash / "step_1.0" / "model").write_bytes(b"x")
-    await prune.discard_local(directory, [])
-    assert os.listdir(directory.trash) == []
 
 
 async def test_the_sweep_takes_what_nothing_will_ever_name(directory: RunDirectory) -> None:
@@ -234,5 +269,20 @@ async def test_more_than_one_page(directory: RunDirectory) -> None:
     committed(store, local)
     for number in range(2500):
         store._keep(f"step_1/g1/shard-{number}", b"")
-    assert await prune.remove_objects(store, KEYS, Entry.of(CommitRecord.merge([local.encoded]), KEYS))
+    await prune.remove_objects(store, KEYS, Entry.of(CommitRecord.merge([local.encoded]), KEYS))
+    assert [one.name for one in store.operations].count("delete") == 4  # the record; three batches
     assert await keys(store, "step_") == []
+
+
+async def test_what_a_dead_probe_left_goes_when_no_probe_can_be_at_work(directory: RunDirectory) -> None:
+    clock = [1e9]
+    store = MemoryStore(now=lambda: clock[0])
+    index = committed(store, make_step(directory, 10))
+    store._keep(".probe/old", b"")
+    await store.create_upload(".probe/old")
+    clock[0] += prune.STALE_PROBE_S + 1
+    store._keep(".probe/new", b"")
+    await store.create_upload(".probe/new")
+    assert await prune.sweep(store, index, FIRST, [], Journal(directory), prune.STALE_PROBE_S) == 2
+    assert await keys(store, ".probe/") == [".probe/new"]
+    assert await uploads(store) == [".probe/new"]

@@ -1,8 +1,11 @@
 """From a record to verified files; damage is named by file and bytes, and nothing half restored is seen."""
 
+import fcntl
+import os
 from collections.abc import Callable
 from pathlib import Path
 
+import anyio.lowlevel
 import pytest
 from steps import IN_PARTS, make_step, node_record
 
@@ -10,7 +13,7 @@ from uploader import files, layout
 from uploader.buffers import PartBuffers
 from uploader.checksum import BLOCK_SIZE_BYTES
 from uploader.commit import commit
-from uploader.errors import CorruptError, DiskError
+from uploader.errors import CorruptError, DiskError, StoreDenied
 from uploader.flow import Flow
 from uploader.journal import Journal
 from uploader.layout import RunDirectory, RunKeys
@@ -18,7 +21,7 @@ from uploader.manifest import Entry
 from uploader.record import CommitRecord
 from uploader.restore import check, check_stored, damage, read_commit_record, restore
 from uploader.settings import UploadSettings
-from uploader.store.memory import MemoryStore, Operation
+from uploader.store.memory import Fault, MemoryStore, Operation
 from uploader.watch import LocalSteps, read_step
 
 pytestmark = pytest.mark.anyio
@@ -49,16 +52,16 @@ class Place:
         self.record, self.entry = record, Entry.of(record, RunKeys())
         return self
 
-    async def restore(self, record: CommitRecord | None = None) -> None:
+    async def restore(self, record: CommitRecord | None = None, *, trash: bool = True) -> int:
         buffers = PartBuffers(BLOCK_SIZE_BYTES, 2)
         temporary, target = self.target.temporary(7, 2), self.target.step(7)
-        await restore(
+        return await restore(
             self.store,
             PREFIX,
             record or self.record,
             temporary,
             target,
-            self.target.trash,
+            self.target.trash if trash else None,
             buffers,
             self.done.append,
         )
@@ -91,12 +94,108 @@ async def test_a_damaged_local_copy_gives_way_once_the_new_one_is_whole(place: P
     assert list(place.target.trash.iterdir()) == []
 
 
-async def test_a_crashed_restore_is_begun_anew(place: Place) -> None:
+def reads(place: Place) -> list[tuple[str, int]]:
+    """The ranged reads: which file, and how many of it."""
+    keys = [one.key.removeprefix(PREFIX) for one in place.store.operations if one.name == "get_range"]
+    return sorted((key, keys.count(key)) for key in {*keys})
+
+
+async def test_an_interrupted_restore_goes_on_with_what_is_right(place: Place) -> None:
+    """Of what it finds: a right block and a wrong one, a short file, another's files, and a directory."""
+    temporary, whole = place.target.temporary(7, 2), place.source.step(7)
+    temporary.mkdir(parents=True)
+    (temporary / OPTIM).write_bytes((whole / OPTIM).read_bytes()[:BLOCK_SIZE_BYTES] + b"wrong")
+    (temporary / MODEL).write_bytes(b"half")
+    (temporary / "another-model.safetensors").write_bytes(b"of another checkpoint")
+    (temporary / "state-rank00000.json").mkdir()
+    (temporary / "state-rank00000.json" / "deep").write_bytes(b"")
+    place.store.operations.clear()
+    assert await place.restore() == BLOCK_SIZE_BYTES
+    check(place.target.step(7), place.record.files)
+    assert {path.name for path in place.target.step(7).iterdir()} == {one.path for one in place.record.files}
+    assert reads(place) == [(MODEL, 1), ("node-0000.json", 1), (OPTIM, 1), ("state-rank00000.json", 1)]
+    assert sum(place.done) == place.record.size_bytes
+
+
+async def test_a_restore_that_is_killed_anywhere_goes_on_and_fetches_nothing_twice(place: Place) -> None:
+    place.store.operations.clear()
+    at, kept_bytes = 0, 0
+    while True:
+        left = [at]
+
+        def die(_: Operation, left: list[int] = left) -> Fault | None:
+            left[0] -= 1
+            return Fault(StoreDenied("killed")) if left[0] < 0 else None
+
+        place.store.faults = die
+        try:
+            kept_bytes = await place.restore()
+        except StoreDenied:
+            at += 1
+            assert LocalSteps(place.target).scan() == ([], [])
+            continue
+        break
+    check(place.target.step(7), place.record.files)
+    assert at >= 2
+    assert 0 < kept_bytes <= place.record.size_bytes
+
+
+async def test_a_file_that_is_too_long_is_cut(place: Place) -> None:
     temporary = place.target.temporary(7, 2)
     temporary.mkdir(parents=True)
-    (temporary / MODEL).write_bytes(b"half")
-    await place.restore()
+    (temporary / MODEL).write_bytes((place.source.step(7) / MODEL).read_bytes() + b"and more")
+    assert await place.restore() == 700
     check(place.target.step(7), place.record.files)
+
+
+async def test_a_hard_link_is_not_written_to(place: Place, tmp_path: Path) -> None:
+    temporary, precious = place.target.temporary(7, 2), tmp_path / "precious"
+    temporary.mkdir(parents=True)
+    precious.write_bytes(b"precious")
+    (temporary / MODEL).hardlink_to(precious)
+    await place.restore()
+    assert precious.read_bytes() == b"precious"
+    check(place.target.step(7), place.record.files)
+
+
+async def test_two_restores_to_one_place_do_not_mix(place: Place) -> None:
+    temporary = place.target.temporary(7, 2)
+    temporary.mkdir(parents=True)
+    other = os.open(temporary, os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    with pytest.raises(DiskError, match="another process restores to the same place"):
+        await place.restore()
+    os.close(other)
+    await place.restore()
+
+
+async def test_without_a_trash_nothing_gives_way(place: Place) -> None:
+    target = place.target.step(7)
+    target.mkdir(parents=True)
+    (target / "mine").write_bytes(b"mine")
+    with pytest.raises(DiskError, match="step_7"):
+        await place.restore(trash=False)
+    assert (target / "mine").read_bytes() == b"mine"
+    (target / "mine").unlink()
+    assert await place.restore(trash=False) == place.record.size_bytes  # all of it was there
+    check(target, place.record.files)
+
+
+async def test_what_is_in_flight_is_bounded(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, flying, most = place.store.get_range, [0], [0]
+
+    async def counted(key: str, start: int, into: memoryview) -> None:
+        assert len(into) <= BLOCK_SIZE_BYTES
+        flying[0] += 1
+        for _ in range(50):  # time for all others that may
+            await anyio.lowlevel.checkpoint()
+            most[0] = max(most[0], flying[0])
+        await plain(key, start, into)
+        flying[0] -= 1
+
+    monkeypatch.setattr(place.store, "get_range", counted)
+    await place.restore()
+    assert most[0] == 2
 
 
 @pytest.mark.parametrize("at", [0, 100, BLOCK_SIZE_BYTES + 2])
@@ -111,8 +210,8 @@ async def test_a_flipped_bit_names_the_object_and_its_bytes(place: Place, at: in
     with pytest.raises(CorruptError, match=words):
         await place.restore()
     assert LocalSteps(place.target).scan() == ([], [])
-    reads = [one for one in place.store.operations if one == Operation("get_range", PREFIX + OPTIM)]
-    assert len(reads) in (2, 3)  # the bad part is read twice
+    seen = [one for one in place.store.operations if one == Operation("get_range", PREFIX + OPTIM)]
+    assert len(seen) in (2, 3)  # the bad part is read twice
 
 
 async def test_bytes_that_were_wrong_once_are_read_again(

@@ -4,7 +4,6 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-import anyio
 import pytest
 from steps import (
     FIRST,
@@ -22,7 +21,7 @@ from steps import (
     uploads,
 )
 
-from uploader import files, layout, manifest, prune, queue
+from uploader import discard, files, layout, manifest, queue
 from uploader.errors import CorruptError, OwnershipError, StoreDenied, StoreUnavailable
 from uploader.events import CheckpointSaved, RunFinished
 from uploader.journal import Journal
@@ -391,25 +390,6 @@ async def test_a_store_that_refuses_to_delete_holds_up_nothing(
     assert (shown(directory).state, shown(directory).error) == ("failed", "no delete")
 
 
-async def test_a_grace_never_delays_a_commit(
-    directory: RunDirectory, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    naps: list[tuple[float, list[str]]] = []
-
-    async def nap(delay_s: float) -> None:
-        naps.append((delay_s, await live(store)))
-
-    monkeypatch.setattr(anyio, "sleep", nap)
-    run = run_file(retention=Retention(keep_last=2), upload=UploadSettings(delete_grace_s=60))
-    service = make_service(directory, store, run)
-    for steps in ((1, 2), (3, 4)):
-        for step in steps:
-            save(directory, step)
-        await service.round()
-    assert naps == [(60, ["step_4@g1", "step_3@g1"])]
-    assert len(await keys(store, "step_")) == 8
-
-
 async def test_a_finished_run_ends_the_service(directory: RunDirectory, store: MemoryStore) -> None:
     held = files.lock(directory.trainer_lock)  # the trainer waits for its last checkpoint
     assert held is not None
@@ -452,14 +432,14 @@ async def test_a_last_step_that_comes_at_any_moment_is_not_forgotten(
 async def test_a_step_that_comes_while_the_disk_is_pruned_is_not_forgotten(
     directory: RunDirectory, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    discard_local = prune.discard_local
+    discard_local = discard.discard_local
 
-    async def discard(place: RunDirectory, steps: list[LocalStep]) -> list[int]:
+    async def discard_then(place: RunDirectory, steps: list[LocalStep]) -> list[int]:
         if not directory.step(1).exists():
             save(directory, 1)
         return await discard_local(place, steps)
 
-    monkeypatch.setattr(prune, "discard_local", discard)
+    monkeypatch.setattr(discard, "discard_local", discard_then)
     service = make_service(directory, store)
     for _ in range(2):
         await service.round()

@@ -116,6 +116,12 @@ class ObjectStore(Protocol):
         """Delete objects, in batches; a key that is not there is no error."""
         ...
 
+    async def purge(self, prefix: str) -> None:
+        """Delete every version that the store keeps of what was deleted or replaced below ``prefix``, and of
+        what is there; nothing where it keeps none.
+        """
+        ...
+
     async def create_upload(self, key: str, *, crc64nvme: str | None = None) -> str:
         """Begin a multipart upload and return its ``upload_id``.
 

@@ -88,12 +88,17 @@ def publish(temporary: Path, target: Path, *, if_absent: bool = False) -> None:
 
 
 def make_directory(path: Path) -> None:
-    """Make a directory and those above it, each durable in its parent."""
-    if not path.is_dir():
-        make_directory(path.parent)
-        with suppress(FileExistsError):
-            path.mkdir(mode=0o700)
+    """Make a directory and those above it, each durable in its parent.
+
+    One that is there may have been made by a process that died before it was durable, so it is synced, too.
+    """
+    if path.is_dir():
+        with suppress(PermissionError):  # then nobody like us made it
             sync_directory(path.parent)
+    else:
+        make_directory(path.parent)
+        path.mkdir(mode=0o700, exist_ok=True)
+        sync_directory(path.parent)
 
 
 def sync_directory(path: Path) -> None:

@@ -129,6 +129,9 @@ class LocalStore:
         if keys:
             await self._run(remove, "deleting", keys[0])
 
+    async def purge(self, prefix: str) -> None:
+        """A directory keeps no versions."""
+
     async def create_upload(self, key: str, *, crc64nvme: str | None = None) -> str:
         def create() -> str:
             self._path(key)

@@ -142,6 +142,12 @@ class MemoryStore:
                 for key in keys[start : start + PAGE]:
                     self._objects.pop(key, None)
 
+    async def purge(self, prefix: str) -> None:
+        """No versions are kept here; the operation is noted."""
+        await anyio.lowlevel.checkpoint()
+        with self._operation("purge", prefix):
+            return
+
     async def create_upload(self, key: str, *, crc64nvme: str | None = None) -> str:
         await anyio.lowlevel.checkpoint()
         with self._operation("create_upload", key):

@@ -17,6 +17,7 @@ import anyio
 
 from uploader import checksum
 from uploader.errors import BucketMissing, ChecksumMismatch, PreconditionFailed, StoreDenied, StoreError
+from uploader.layout import PROBE_PREFIX
 from uploader.settings import StorageSettings
 from uploader.store.capabilities import ALL, Capabilities, Checksum
 from uploader.store.s3_errors import speaking
@@ -25,8 +26,6 @@ from uploader.store.s3_seal import seal
 log = logging.getLogger("uploader")
 
 AWS_HOSTS = (".amazonaws.com", ".amazonaws.com.cn")
-PREFIX = ".probe/"
-"""Below a run's prefix; no other name of ours begins so."""
 
 _BODY, _OTHER = b"Does this store verify and compare?", b"Other bytes than those that are sent."
 _STALE = hashlib.md5(_OTHER, usedforsecurity=False).hexdigest()
@@ -64,7 +63,7 @@ async def probe(client: Any, bucket: str, root: str) -> Capabilities:
         BucketMissing: the bucket does not exist.
         StoreError: it refuses plain writes.
     """
-    key = _Key(client, bucket, f"{root}{PREFIX}{secrets.token_hex(8)}")
+    key = _Key(client, bucket, f"{root}{PROBE_PREFIX}{secrets.token_hex(8)}")
     async with key.cleaned_up():
         verified, etag = await _checksum(key)
         create_once = isinstance(await key.put(IfNoneMatch="*"), PreconditionFailed)

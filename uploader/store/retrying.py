@@ -124,6 +124,10 @@ class RetryingStore:
             delete = partial(self._store.delete, keys)
             await self._retry("deleting", keys[0], delete, allowed_s=limit_s)
 
+    async def purge(self, prefix: str) -> None:
+        limit_s = self._policy.request_timeout_s * LONG  # a page of versions is two requests
+        await self._retry("purging", prefix, partial(self._store.purge, prefix), allowed_s=limit_s)
+
     async def create_upload(self, key: str, *, crc64nvme: str | None = None) -> str:
         create = partial(self._store.create_upload, key, crc64nvme=crc64nvme)
         return await self._retry("uploading", key, create)

@@ -43,6 +43,7 @@ from uploader.store.s3_shapes import (
     status,
     whole,
 )
+from uploader.store.s3_versions import purge
 from uploader.store.s3_wire import Pace, into
 from uploader.tasks import side_by_side
 
@@ -272,6 +273,9 @@ class S3Store:
             except ClientError as error:
                 if code(error) not in ("NoSuchKey", "404"):
                     raise
+
+    async def purge(self, prefix: str) -> None:
+        await purge(self._client, self._bucket, self._root + prefix)
 
     async def create_upload(self, key: str, *, crc64nvme: str | None = None) -> str:
         is_kept = (await self.capabilities()).full_object

@@ -26,6 +26,7 @@ from torch.optim import Optimizer
 from uploader import layout
 from uploader.errors import SettingsError
 from uploader.layout import RunDirectory
+from uploader.lease import Lease
 from uploader.location import Location
 from uploader.record import Metrics, NodeRecord
 from uploader.retention import Retention
@@ -50,12 +51,16 @@ class Options:
     """What a loop seldom needs to change.
 
     Attributes:
+        retention: what stays in the store.
+        local_retention: what of it stays on this disk; None: the last ``retention.keep_last``.
         shard_size_bytes: a rank's state is cut into files of at most this size.
         nice: how far writer thread and uploader stand back for others on the CPU (0 to 19).
         io_level: how far the writer thread stands back at the disk (0 to 7).
         disk: performs the local write; None is the real one.
         durable_timeout_s: how long ``close`` waits for the last checkpoint to be durable.
         store_timeout_s: how long ``restore`` waits for the store to answer.
+        lease_s: how long ``restore`` watches an owner on another machine that gives no sign of life.
+        take_over: take the run from an owner on another machine that lives: what it does then fails.
         inherited: descriptors that the uploader's process keeps open.
         about: what makes the checkpoints, in JSON, kept in each; ``check`` sees it before a load.
         fingerprints: of what must not change, kept in each record.
@@ -65,6 +70,7 @@ class Options:
 
     storage: StorageSettings = field(default_factory=StorageSettings)
     retention: Retention = field(default_factory=Retention)
+    local_retention: Retention | None = None
     upload: UploadSettings = field(default_factory=UploadSettings)
     uploading: Uploading = Uploading.WAIT
     shard_size_bytes: int = SHARD_SIZE_BYTES
@@ -73,6 +79,8 @@ class Options:
     disk: Disk | None = None
     durable_timeout_s: float = 600.0
     store_timeout_s: float = 30.0
+    lease_s: float = 60.0
+    take_over: bool = False
     inherited: Sequence[int] = ()
     about: Tree | None = None
     fingerprints: Mapping[str, str] | None = None
@@ -134,6 +142,7 @@ class Checkpointer:
             storage=options.storage,
             upload=options.upload,
             retention=options.retention,
+            local_retention=options.local_retention or options.retention.on_disk(),
         )
 
     def __enter__(self) -> Self:
@@ -171,6 +180,7 @@ class Checkpointer:
             options.say,
             fresh=fresh,
             store_timeout_s=options.store_timeout_s,
+            lease=Lease(lease_s=options.lease_s, forced=options.take_over),
         )
         what_is_saved = Description(
             run=self._run.run,

@@ -1,10 +1,6 @@
 """Begin a run with a checkpoint of another run, by path or URI. Nothing over there is changed."""
 
-import logging
-from collections.abc import Callable
 from pathlib import Path
-
-from anyio import to_thread
 
 from uploader import below, files, layout
 from uploader.buffers import PartBuffers
@@ -15,21 +11,14 @@ from uploader.location import Location
 from uploader.manifest import Entry
 from uploader.manifest_file import ManifestFile
 from uploader.record import NodeRecord, decode
-from uploader.restore import check, read_commit_record, restore
+from uploader.restore import read_commit_record, restore
 from uploader.retry import RetryPolicy
 from uploader.run import RunFile
 from uploader.store import open_store
 from uploader.store.base import ObjectStore
 from uploader.store.retrying import RetryingStore
 from uploader.watch import LocalStep, LocalSteps, read_step
-
-log = logging.getLogger("wmtp.checkpoint")
-
-Load = Callable[[Path, NodeRecord], None]
-Say = Callable[[str], None]
-
-DOWNLOAD = ".fork"
-"""Where another run's checkpoint lies while it is loaded; what a crash leaves there the next start clears."""
+from wmtp.checkpoint.fetch import DOWNLOAD, Load, Say, load_local
 
 STORE_TIMEOUT_S = 30.0
 """How long another run's store may be unreachable before the start gives up."""
@@ -52,7 +41,7 @@ async def load_fork(
     """
     local = [] if location.is_s3 else _local_steps(location.directory, say)
     if local:
-        return await to_thread.run_sync(_load_newest_local, local, load, say)
+        return await _load_newest_local(local, load, say)
     step = layout.parse_step(location.name)
     root = location if step is None else location.parent
     async with open_store(root, run.storage) as opened:
@@ -85,26 +74,15 @@ def _local_steps(path: Path, say: Say) -> list[LocalStep]:
     return [one for one in steps if claim.is_live(one.step, one.generation)]
 
 
-def _load_newest_local(steps: list[LocalStep], load: Load, say: Say) -> tuple[int, str]:
+async def _load_newest_local(steps: list[LocalStep], load: Load, say: Say) -> tuple[int, str]:
     errors = []
     for local in steps:
         try:
-            _load_local(local, load)
-            return local.step, str(local.path)
+            return local.step, await load_local(local, load)
         except CorruptError as error:
             say(f"passed over: {error}")
             errors.append(error)
     raise errors[0]
-
-
-def _load_local(local: LocalStep, load: Load) -> None:
-    try:
-        with files.held_for_reading(local.path):
-            check(local.path, local.record.files)
-            load(local.path, local.record)
-    except FileNotFoundError as error:
-        problem = "it was pruned at this moment"
-        raise CorruptError(problem, doing="resuming from", subject=str(local.path)) from error
 
 
 async def _load_newest_stored(

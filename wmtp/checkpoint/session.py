@@ -12,17 +12,18 @@ import anyio
 from uploader import files, layout
 from uploader.errors import OwnershipError, WmtpError
 from uploader.layout import RunDirectory
+from uploader.lease import Lease
 from uploader.retry import RetryPolicy
 from uploader.run import RunFile
 from uploader.store import open_store
 from uploader.store.retrying import RetryingStore
-from wmtp.checkpoint.fork import DOWNLOAD, Load, Say
+from wmtp.checkpoint.fetch import DOWNLOAD, Load, Say
 from wmtp.checkpoint.resume import Started, Takeover
 from wmtp.settings.resume import Resume
 
 LOCK_ATTEMPTS = 40
 LOCK_WAIT_S = 0.05
-_RUN_FILE_LEFT = re.compile(r"\.run\.json\.[0-9]+\.tmp")
+_LEFT = re.compile(r"\.(?:run\.json|\.identity)\.[0-9]+\.tmp")
 
 
 @contextmanager
@@ -50,7 +51,7 @@ def _clear(path: Path) -> None:
     for left in path.iterdir():
         if layout.parse_temporary(left.name) is not None or left.name in (DOWNLOAD, f"{DOWNLOAD}.tmp"):
             files.remove_tree(left)
-        elif _RUN_FILE_LEFT.fullmatch(left.name):
+        elif _LEFT.fullmatch(left.name):
             left.unlink()
 
 
@@ -77,12 +78,14 @@ def take_over(
     *,
     fresh: bool,
     store_timeout_s: float,
+    lease: Lease | None = None,
 ) -> Started:
     """Resume or start from scratch, own the run, and write ``run.json``.
 
     Args:
         load: puts a verified checkpoint into the training state.
         store_timeout_s: how long the store may be unreachable before the start gives up.
+        lease: how owners on other machines are treated.
 
     Raises:
         WmtpError: see ``Takeover.start``; or the store can't be reached or refuses.
@@ -95,6 +98,7 @@ def take_over(
     async def start() -> Started:
         async with open_store(run.location, run.storage) as opened:
             store = RetryingStore(opened, RetryPolicy(deadline_s=store_timeout_s), retrying)
-            return await Takeover(directory, run, store, load, say).start(resume, fresh=fresh)
+            takeover = Takeover(directory, run, store, load, say, lease=lease)
+            return await takeover.start(resume, fresh=fresh)
 
     return anyio.run(start)

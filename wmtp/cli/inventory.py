@@ -6,17 +6,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from uploader import layout
+from uploader import layout, pins
 from uploader.errors import NothingToResume, WmtpError
 from uploader.files import disk_errors
 from uploader.manifest import Manifest
+from uploader.patterns import Found, choose
 from uploader.record import CommitRecord, NodeRecord
 from uploader.restore import damage, read_commit_record
+from uploader.sighting import checkpoints_in
 from uploader.status import read_status
 from uploader.store import ObjectStore
+from uploader.tree import look_at
 from uploader.watch import LocalStep, LocalSteps
 from wmtp.cli.places import Place, open_place
-from wmtp.cli.steps import Step, merged
+from wmtp.cli.steps import Seen, Step, merged, with_seen
 
 
 @dataclass
@@ -80,12 +83,20 @@ class Inventory:
         return {
             **self.identity(),
             **step.as_json(),
-            "local": str(step.local.path) if step.local else None,
+            "local": str(step.path) if step.path else None,
+            "pin": await self._read_pin(step),
             "record": where,
             "world_size": record.world_size,
             "fingerprints": record.fingerprints,
             "files": [file.model_dump(exclude={"blocks"}) for file in record.files],
         }
+
+    async def _read_pin(self, step: Step) -> dict[str, str] | None:
+        """Who pinned it, when and why."""
+        if not (step.pinned and step.entry and self.store):
+            return None
+        pin = await pins.read(self.store, step.entry)
+        return None if pin is None else pin.model_dump(mode="json", include={"by", "at", "note"})
 
     async def _read_record(self, step: Step) -> tuple[str, CommitRecord | NodeRecord]:
         """Where the record of a step is, and what it says; the store's before the disk's."""
@@ -94,6 +105,8 @@ class Inventory:
             return f"{self.store.uri}/{step.entry.record}", record
         if step.local is None:
             problem = step.damaged or "its objects are being deleted"
+            if step.seen is not None:
+                problem = "another trainer wrote it, and there is no record of it before it is uploaded"
             raise NothingToResume(problem, doing="showing", subject=step.name)
         return str(step.local.path / layout.node_record(step.local.record.node)), step.local.record
 
@@ -109,6 +122,7 @@ async def take_inventory(place: Place) -> AsyncIterator[Inventory]:
         NothingToResume: there is no such run.
     """
     local, damaged, errors = _look_at_disk(place)
+    seen = _look_at_others(place, errors)
     found = Inventory(place, [], Manifest(run=place.run), None, errors)
     async with AsyncExitStack() as stack:
         try:
@@ -123,7 +137,7 @@ async def take_inventory(place: Place) -> AsyncIterator[Inventory]:
             found.errors.append(place.explained(error))
         if place.directory is None and found.store and found.index == Manifest(run=place.run):
             raise await no_run(found.store)
-        found.steps = merged(found.index, local, damaged, place.claim)
+        found.steps = with_seen(merged(found.index, local, damaged, place.claim), seen)
         yield found
 
 
@@ -146,6 +160,28 @@ def _look_at_disk(place: Place) -> tuple[list[LocalStep], dict[str, str], list[W
     names = {step.name for step in steps}
     told = {name: reason for name, reason in status.failed_steps.items() if name in names} if status else {}
     return steps, told | damaged, []
+
+
+def _look_at_others(place: Place, errors: list[WmtpError]) -> list[Seen]:
+    """The checkpoints of another trainer, complete or not: one for each step."""
+    if place.directory is None or place.run_file is not None:
+        return []
+    names: dict[int, list[tuple[str, Found]]] = {}
+    with disk_errors("looking at", place.directory.path):
+        for path, found in checkpoints_in(place.directory.path):
+            names.setdefault(found.step, []).append((path.name, found))
+    seen = []
+    for step, several in names.items():
+        path = place.directory.path / choose(several)
+        try:
+            with disk_errors("looking at", path):
+                tree = look_at(path)
+        except WmtpError as error:
+            errors.append(error)
+            continue
+        size_bytes = sum(file.size_bytes for file in tree.files.values())
+        seen.append(Seen(step, path, size_bytes, tree.created_at, {}))
+    return seen
 
 
 async def no_run(store: ObjectStore) -> NothingToResume:

@@ -5,10 +5,10 @@ from pathlib import Path
 import anyio
 
 from uploader import layout
-from uploader.errors import CorruptError, SettingsError, WmtpError
+from uploader.errors import CorruptError, WmtpError
 from uploader.location import Location
 from wmtp.cli.inventory import take_inventory
-from wmtp.cli.places import Place, reach, run_at, split_step
+from wmtp.cli.places import Place, reach, run_and_step, run_at
 from wmtp.cli.steps import Step
 from wmtp.eval.opened import Opened, open_checkpoint
 
@@ -27,11 +27,9 @@ def open_step(run: str, step: str | None, config: Path | None, scratch: Path, *,
         NothingToResume: there is no such run or step.
         CorruptError: no copy of the step is intact.
     """
-    run, named = split_step(run)
-    if step and named:
-        raise SettingsError(f"the path names {named} already", subject=step, hint="name one step")
+    run, step = run_and_step(run, step)
     with reach(run_at(run), config) as place:
-        found = anyio.run(_find, place, step or named or "latest")
+        found = anyio.run(_find, place, step or "latest")
         copies = _copies(found, place)
         for number, location in enumerate(copies, 1):
             try:

@@ -19,6 +19,7 @@ from uploader.manifest_file import ManifestFile
 from uploader.retry import RetryPolicy
 from uploader.run import RunFile, is_in_place
 from uploader.settings import StorageSettings
+from uploader.sighting import checkpoints_in
 from uploader.status import read_status
 from uploader.store import ObjectStore, open_store
 from uploader.store.retrying import RetryingStore
@@ -43,6 +44,18 @@ class Place:
     location: Location | None
     storage: StorageSettings
     run_file: RunFile | None = None
+
+    @property
+    def store(self) -> Location:
+        """Where its store is.
+
+        Raises:
+            SettingsError: nobody has said so.
+        """
+        if self.location is None:
+            hint = "name the store's location itself: s3://… or file://…"
+            raise SettingsError("nobody has said where its store is", subject=str(self), hint=hint)
+        return self.location
 
     def __str__(self) -> str:
         return str(self.location if self.directory is None else self.directory.path)
@@ -81,6 +94,18 @@ def split_step(text: str) -> tuple[str, str | None]:
     run, _, name = text.rstrip("/").rpartition("/")
     is_step = layout.parse_step(name) is not None or layout.parse_step_at(name) is not None
     return (run or ".", name) if is_step else (text, None)
+
+
+def run_and_step(run: str, step: str | None) -> tuple[str, str | None]:
+    """A run, and the step that its path or another argument names.
+
+    Raises:
+        SettingsError: both do.
+    """
+    run, named = split_step(run)
+    if step and named:
+        raise SettingsError(f"the path names {named} already", subject=step, hint="name one step")
+    return run, step or named
 
 
 def runs_at(text: str) -> list[Location]:
@@ -154,7 +179,8 @@ def _on_disk(location: Location) -> Place:
     run_file = RunFile.read(directory)
     if run_file is not None:
         return Place(run_file.run, directory, run_file.location, run_file.storage, run_file)
-    if not any(directory.path.glob("step_*/node-[0-9]*.json")):
+    is_ours = any(directory.path.glob("step_*/node-[0-9]*.json"))
+    if not is_ours and (_is_store(directory.path) or not _holds_others(directory.path)):
         return Place(location.name, None, location, StorageSettings())
     status = read_status(directory.status_file)
     store = Location.parse(status.destination) if status else None
@@ -163,12 +189,21 @@ def _on_disk(location: Location) -> Place:
     return Place(location.name, directory, store, StorageSettings())
 
 
+def _holds_others(path: Path) -> bool:
+    """Whether there are checkpoints of another trainer, and not just directories with such names."""
+    return any(one.is_file() or any(one.iterdir()) for one, _ in checkpoints_in(path))
+
+
+def _is_store(path: Path) -> bool:
+    """Whether a directory is a run's ``file://`` store, whose ``step_N/`` hold generations."""
+    return (path / MANIFEST_KEY).exists() or any(path.glob("step_*/g[0-9]*"))
+
+
 @asynccontextmanager
 async def open_place(place: Place) -> AsyncIterator[ObjectStore]:
     """The store of a place; requests are repeated, for as long as a person waits."""
-    assert place.location is not None  # noqa: S101  (the caller looked)
     waits_s = STORE_TIMEOUT_S if stopped_server(place.storage) is None else 0.0
-    async with open_store(place.location, place.storage) as store:
+    async with open_store(place.store, place.storage) as store:
         yield RetryingStore(store, RetryPolicy(cap_s=1.0, deadline_s=waits_s))
 
 

@@ -60,6 +60,7 @@ def print_step(shown: dict[str, Any]) -> None:
         "local": shown["local"],
         "store": shown["store"],
         "record": shown["record"],
+        "pinned": shown["pin"] and "by {by} at {at}: {note}".format(**shown["pin"]).removesuffix(": "),
         "metrics": ", ".join(f"{name} {value}" for name, value in shown["metrics"].items()),
         "fingerprints": ", ".join(f"{name} {value}" for name, value in shown["fingerprints"].items()),
         "files": f"{len(shown['files'])}, {_size(sum(file['size_bytes'] for file in shown['files']))}",
@@ -75,7 +76,9 @@ def print_step(shown: dict[str, Any]) -> None:
 def print_verdict(verdict: Verdict, say: Callable[[str], None]) -> None:
     for problem in verdict.problems:
         say(f"  damaged  {verdict.step.name}: {problem}")
-    if not verdict.checked:
+    if not verdict.checked and verdict.step.seen:
+        say(f"  unread   {verdict.step.name}: another trainer's, compared with nothing before it is uploaded")
+    elif not verdict.checked:
         say(f"  gone     {verdict.step.name}: pruned")
     elif not verdict.problems:
         say(f"  ok       {verdict.step.name}: {', '.join(verdict.checked)}")

@@ -34,7 +34,7 @@ def register(app: typer.Typer) -> None:
         epilog="With --json: one object a line, one line a run: directory, trainer, uploader, error, and "
         "status with run, destination, state, store, generation, newest_local_step, newest_durable_step, "
         "durability_lag_steps, upload, recent, durable_total, skipped_total, pruned_remote_total, "
-        "pruned_local_total, retries_total, failed_steps, error, updated_at.",
+        "pruned_local_total, retries_total, failed_steps, undeletable, error, updated_at.",
     )(status)
 
 
@@ -145,6 +145,8 @@ def _lines(run: dict[str, Any]) -> Iterator[str]:
             yield f"            {bounds}"
     for name, reason in state["failed_steps"].items():
         yield f"  corrupt   {name}: {reason}"
+    for name, reason in state["undeletable"].items():
+        yield f"  not gone  {name}: {reason}"
     if state["error"]:
         yield f"  error     {state['error']}"
 

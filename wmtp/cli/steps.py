@@ -1,8 +1,9 @@
 """One step of a run as the disk and the manifest together tell of it."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from uploader import layout
@@ -10,6 +11,21 @@ from uploader.generation import Claim
 from uploader.manifest import Entry, Manifest
 from uploader.record import Metrics, NodeRecord
 from uploader.watch import LocalStep
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A checkpoint of another trainer on this disk, which has no record of ours.
+
+    Attributes:
+        path: a file or a directory.
+    """
+
+    step: int
+    path: Path
+    size_bytes: int
+    created_at: datetime
+    metrics: Metrics
 
 
 @dataclass(frozen=True)
@@ -23,6 +39,7 @@ class Step:
         live: whether it leads to now.
         pruning: its objects in the store may be gone already.
         damaged: what is wrong with the copy on this disk, as far as a look at its files' sizes tells.
+        seen: the copy on this disk, where another trainer wrote it.
     """
 
     step: int
@@ -32,6 +49,16 @@ class Step:
     live: bool = True
     pruning: bool = False
     damaged: str | None = None
+    seen: Seen | None = None
+
+    @property
+    def path(self) -> Path | None:
+        """Where the copy on this disk is."""
+        return self.local.path if self.local else self.seen.path if self.seen else None
+
+    @property
+    def pinned(self) -> bool:
+        return self.durable and self.entry is not None and self.entry.pinned
 
     @property
     def name(self) -> str:
@@ -47,23 +74,24 @@ class Step:
 
     @property
     def intact(self) -> bool:
-        return self.durable or (self.local is not None and self.damaged is None)
+        return self.durable or (self.path is not None and self.damaged is None)
 
     @property
     def states(self) -> list[str]:
         states = {
-            "local": self.local is not None and self.damaged is None,
+            "local": self.path is not None and self.damaged is None,
             "corrupt": self.damaged is not None,
             "durable": self.durable,
+            "pinned": self.pinned,
             "superseded": not self.live and not self.pruning,
             "pruning": self.pruning,
         }
         return [name for name, holds in states.items() if holds]
 
     @property
-    def source(self) -> Entry | NodeRecord | None:
+    def source(self) -> Entry | NodeRecord | Seen | None:
         """What tells size, time and metrics."""
-        return self.entry or (self.local.record if self.local else None)
+        return self.entry or (self.local.record if self.local else self.seen)
 
     @property
     def created_at(self) -> datetime | None:
@@ -127,3 +155,19 @@ def merged(
         if number is not None and number not in known:
             steps.append(Step(number, None, damaged=problem))
     return sorted(steps, key=lambda step: (step.step, step.generation or 0), reverse=True)
+
+
+def with_seen(steps: Iterable[Step], seen: Iterable[Seen]) -> list[Step]:
+    """The steps with what another trainer's checkpoints add, newest first. Pure.
+
+    A checkpoint is the copy of the live step that has its number, if there is one.
+    """
+    by_step = {one.step: one for one in seen}
+    found = [
+        replace(step, seen=by_step.pop(step.step))
+        if step.live and step.local is None and step.step in by_step
+        else step
+        for step in steps
+    ]
+    found += [Step(one.step, None, seen=one) for one in by_step.values()]
+    return sorted(found, key=lambda step: (step.step, step.generation or 0), reverse=True)

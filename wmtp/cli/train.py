@@ -43,6 +43,10 @@ def train(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Start over: the checkpoints that are there are superseded.")
     ] = False,
+    take_over: Annotated[
+        bool,
+        typer.Option("--take-over", help="Take the run from a trainer that lives on another machine."),
+    ] = False,
     no_uploader: Annotated[
         bool, typer.Option("--no-uploader", help="Leave uploading to a sidecar: wmtp uploader --watch DIR.")
     ] = False,
@@ -77,7 +81,7 @@ def train(
         raise typer.BadParameter("--no-uploader and --detach-uploader contradict each other")
     uploading = Uploading.NONE if no_uploader else Uploading.DETACHED if detach_uploader else Uploading.WAIT
     again = _again(config, recipe, overrides or [], settings.run_name)
-    code = run_job(settings, uploading, again=again, verbose=verbose)
+    code = run_job(settings, uploading, again=again, take_over=take_over, verbose=verbose)
     if code:
         raise SystemExit(code)
 

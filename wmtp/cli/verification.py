@@ -10,13 +10,22 @@ from typing import Any
 from anyio import to_thread
 
 from uploader import layout
+from uploader.buffers import PartBuffers
+from uploader.deep import check_bytes, dry_load
 from uploader.errors import CorruptError, WmtpError
 from uploader.files import disk_errors, held_for_reading
 from uploader.manifest import Entry, Manifest
+from uploader.record import CommitRecord
 from uploader.restore import check_stored, damage, read_commit_record
+from uploader.store import ObjectStore
+from uploader.store.local import LocalStore
 from uploader.watch import LocalStep
 from wmtp.cli.inventory import Inventory
+from wmtp.cli.progress import Transfer
 from wmtp.cli.steps import Step
+
+PART_SIZE_BYTES, PARTS_IN_FLIGHT = 16 * 1024**2, 8
+"""What a download takes of the memory: 128 MiB."""
 
 
 @dataclass
@@ -37,15 +46,24 @@ class Verdict:
         return {"name": self.step.name, "checked": self.checked, "problems": problems}
 
 
-async def verify_steps(inventory: Inventory, steps: list[Step]) -> AsyncIterator[Verdict]:
+async def verify_steps(
+    inventory: Inventory, steps: list[Step], *, deep: bool = False, quiet: bool = True
+) -> AsyncIterator[Verdict]:
     """Read every byte on this disk; of the store, compare what it says of its objects with the record.
+
+    Args:
+        deep: download what the store has, compare every byte, and load each copy dry.
+        quiet: show no progress.
 
     Raises:
         StoreError: the store can't be asked.
     """
     for step in steps:
         verdict = Verdict(step)
-        copies = {"local": await _verify_local(step), "store": await _verify_stored(inventory, step)}
+        copies = {
+            "local": await _verify_local(inventory, step, deep),
+            "store": await _verify_stored(inventory, step, deep, quiet),
+        }
         for copy, problems in copies.items():
             if problems is not None:
                 verdict.checked.append(copy)
@@ -53,11 +71,15 @@ async def verify_steps(inventory: Inventory, steps: list[Step]) -> AsyncIterator
         yield verdict
 
 
-async def _verify_local(step: Step) -> list[WmtpError] | None:
+async def _verify_local(inventory: Inventory, step: Step, deep: bool) -> list[WmtpError] | None:
     """What is wrong with the copy on this disk; None where there is none."""
-    if step.local is not None:
-        return await to_thread.run_sync(_local_problems, step.local)
-    return None if step.damaged is None else [CorruptError(step.damaged)]
+    if step.local is None:
+        return None if step.damaged is None else [CorruptError(step.damaged)]
+    problems = await to_thread.run_sync(_local_problems, step.local)
+    if deep and problems == []:
+        store, prefix = LocalStore(step.local.path.parent), f"{step.local.path.name}/"
+        await dry_load(store, prefix, step.local.record, problems.append)
+    return problems
 
 
 def _local_problems(local: LocalStep) -> list[WmtpError] | None:
@@ -75,7 +97,7 @@ def _local_problems(local: LocalStep) -> list[WmtpError] | None:
     return problems
 
 
-async def _verify_stored(inventory: Inventory, step: Step) -> list[WmtpError] | None:
+async def _verify_stored(inventory: Inventory, step: Step, deep: bool, quiet: bool) -> list[WmtpError] | None:
     """What is wrong with the copy in the store; None where there is none."""
     entry, store, place = step.entry, inventory.store, inventory.place
     if entry is None or store is None or not step.durable:
@@ -86,11 +108,24 @@ async def _verify_stored(inventory: Inventory, step: Step) -> list[WmtpError] | 
         if not (place.keys.in_place and step.local):  # else it is the copy on this disk
             prefix = place.keys.step_prefix(entry.step, entry.generation)
             await check_stored(store, prefix, record, problems.append)
+            if deep:
+                await _verify_deep(store, prefix, record, problems, quiet)
     except CorruptError as error:
         problems.append(error)
     if problems and entry.name not in _readable(await place.manifest_file(store).read()):
         return None
     return problems
+
+
+async def _verify_deep(
+    store: ObjectStore, prefix: str, record: CommitRecord, problems: list[WmtpError], quiet: bool
+) -> None:
+    buffers = PartBuffers(PART_SIZE_BYTES, PARTS_IN_FLIGHT)
+    doing = f"verifying {layout.step_name(record.step)}"
+    with Transfer(doing, record.size_bytes, quiet=quiet) as progress:
+        await check_bytes(store, prefix, record, buffers, progress, problems.append)
+    if not problems:
+        await dry_load(store, prefix, record, problems.append)
 
 
 async def verify_index(inventory: Inventory) -> list[CorruptError]:

@@ -8,7 +8,17 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from uploader.settings import PartsInFlight, PartSize, StorageSettings, UploadSettings
-from wmtp.settings.fields import Bandwidth, Count, KeepLast, NotNegative, Positive, SaveInterval, Section
+from wmtp.settings.fields import (
+    Bandwidth,
+    Count,
+    KeepLast,
+    NotNegative,
+    Positive,
+    RetentionRules,
+    Rules,
+    SaveInterval,
+    Section,
+)
 
 _UPLOAD = UploadSettings()
 
@@ -40,27 +50,44 @@ class CheckpointPaths(Section):
         base_path: ``file://``, ``s3://`` or a bare path; the run's name is joined to it.
         local_path: the fast local directory; None means the base itself for ``file://``, ``./ckpt`` for ``s3://``.
         save_interval: steps from one checkpoint to the next.
-        keep_last: committed steps that retention keeps.
+        keep_last: short for ``retention.keep_last``.
+        retention: which committed steps stay in the store; pinned ones always do.
+        local_retention: which of them stay on the local disk, too, once they are durable; where nothing is
+            set, the last ``keep_last``: rules that keep more and more are for the store.
         save_final: whether the last step is saved whatever the interval.
         shard_size_bytes: a rank's state is cut into files of at most this size.
         background_nice: how far local writes and uploads stand back for others on the CPU (0 to 19).
         delete_grace_s: from a step's leaving the manifest to the deletion of its objects.
+        purge_versions: in a bucket that keeps versions: whether those of pruned steps are deleted, too.
         upload: how they get to the store.
         durable_timeout_s: how long the end of training waits for its final checkpoint to be durable.
         store_timeout_s: how long the start of training waits for the store to answer.
+        lease_s: how long a start watches an owner on another machine that gives no sign of life.
+        heartbeat_s: from one sign of life to the next; None is a sixth of ``lease_s``.
     """
 
     base_path: str = "file://./checkpoints"
     local_path: str | None = None
     save_interval: SaveInterval = 500
-    keep_last: KeepLast = 3
+    keep_last: KeepLast | None = 3
+    retention: Rules = RetentionRules()
+    local_retention: Rules = RetentionRules()
     save_final: bool = True
     shard_size_bytes: Count = 256 * 1024 * 1024
     background_nice: Annotated[int, Field(ge=0, le=19)] = 10
     delete_grace_s: NotNegative = 0.0
+    purge_versions: bool = False
     upload: Upload = Upload()
     durable_timeout_s: Positive = 600.0
     store_timeout_s: Positive = 30.0
+    lease_s: Annotated[float, Field(gt=0, le=3600)] = 60.0
+    heartbeat_s: Positive | None = None
+
+    @model_validator(mode="after")
+    def _a_lease_is_longer_than_a_heartbeat(self) -> Self:
+        if self.heartbeat_s is not None and self.lease_s < 2 * self.heartbeat_s:
+            raise ValueError("lease_s must be twice heartbeat_s at least: one beat may be late")
+        return self
 
 
 class ModelPaths(Section):

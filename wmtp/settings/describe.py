@@ -22,6 +22,8 @@ _IN_FIRST_ROWS = (
     "paths.checkpoints.local_path",
     "paths.checkpoints.save_interval",
     "paths.checkpoints.keep_last",
+    "paths.checkpoints.retention.",
+    "paths.checkpoints.local_retention.",
     "paths.checkpoints.save_final",
     "paths.checkpoints.upload.max_bandwidth",
 )
@@ -43,7 +45,8 @@ def _worked_out(resolved: Resolved) -> Iterator[Row]:
     yield "location", str(resolved.location), "base and run name"
     yield "local directory", f"{resolved.local_dir} ({upload})", sources["local_dir"]
     yield "save interval", f"{resolved.save_interval} steps", sources["save_interval"]
-    yield "keep last", str(resolved.keep_last), sources["keep_last"]
+    yield "retention", str(resolved.retention), sources["keep_last"]
+    yield "local retention", str(resolved.local_retention), sources["local_retention"]
     yield "save final", _text(resolved.save_final), sources["save_final"]
     yield "max bandwidth", _bandwidth(resolved.upload.max_bandwidth_bytes_per_s), sources["max_bandwidth"]
     yield length, _text(resolved.max_steps or resolved.num_epochs), sources["max_steps"]

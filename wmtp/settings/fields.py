@@ -5,6 +5,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 
+from uploader.retention import KeepBest
 from uploader.settings import BytesPerSecond, Strict
 
 _RUN_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
@@ -72,3 +73,23 @@ NotNegative = Annotated[float, Field(ge=0)]
 RunName = Annotated[str, AfterValidator(check_run_name)]
 KeepLast = Annotated[int, AfterValidator(_check_keep_last)]
 SaveInterval = Annotated[int, AfterValidator(_check_save_interval)]
+
+
+class RetentionRules(Section):
+    """Which committed steps stay: those that any rule keeps, the newest always. null is no rule.
+
+    Attributes:
+        keep_last: so many of the newest.
+        keep_every: those whose number is a multiple of it; 1 keeps all.
+        keep_best: the ``n`` best by a ``metric`` of the records, ``mode`` min or max.
+        keep_for_s: those that are younger.
+    """
+
+    keep_last: KeepLast | None = None
+    keep_every: Count | None = None
+    keep_best: KeepBest | None = None
+    keep_for_s: Positive | None = None
+
+
+Rules = Annotated[RetentionRules, BeforeValidator(lambda written: {} if written is None else written)]
+"""A section that null leaves unset."""

@@ -14,6 +14,8 @@ from wmtp.settings.fields import (
     KeepLast,
     NotNegative,
     Positive,
+    RetentionRules,
+    Rules,
     RunName,
     SaveInterval,
     Section,
@@ -46,12 +48,15 @@ class Checkpointing(Section):
     """What this recipe wants other than the config; None inherits.
 
     Attributes:
+        retention, local_retention: rule by rule.
         checkpoint_path: base of the run, in place of the config's ``base_path``.
         auto_resume_latest: as ``--resume auto``: start fresh only where it is proven that nothing is there.
     """
 
     save_interval: SaveInterval | None = None
     keep_last: KeepLast | None = None
+    retention: Rules = RetentionRules()
+    local_retention: Rules = RetentionRules()
     save_final: bool | None = None
     checkpoint_path: str | None = None
     auto_resume_latest: bool = False

@@ -21,6 +21,7 @@ from wmtp.settings.problems import suggestion
 from wmtp.settings.recipe import BYTES, MODELS_NEEDED, Recipe
 from wmtp.settings.resolved import Flags, Resolved
 from wmtp.settings.resume import Resume
+from wmtp.settings.retention import resolve_retention
 
 DEFAULT_MAX_STEPS = 400
 STDLIB = "stdlib"
@@ -51,6 +52,7 @@ def resolve(
     )
     base = _base(config, recipe, cwd, choose)
     location = base.join(run_name)
+    retention, local_retention = resolve_retention(own, shared, choose.note)
     local_dir = _local_base(config, base, cwd, choose) / run_name
     return Resolved(
         config=config,
@@ -62,7 +64,8 @@ def resolve(
         local_dir=local_dir,
         in_place=not location.is_s3 and os.path.realpath(local_dir) == os.path.realpath(location.path),
         save_interval=choose.inherited("save_interval", own.save_interval, shared.save_interval),
-        keep_last=choose.inherited("keep_last", own.keep_last, shared.keep_last),
+        retention=retention,
+        local_retention=local_retention,
         save_final=choose.inherited("save_final", own.save_final, shared.save_final),
         max_steps=_max_steps(recipe, flags, choose),
         num_epochs=None if flags.max_steps is not None else recipe.train.num_epochs,
@@ -130,6 +133,8 @@ def _upload(config: Config, flags: Flags, choose: _Chooser) -> UploadSettings:
         **paths.upload.model_dump(exclude={"max_bandwidth"}),
         max_bandwidth_bytes_per_s=bandwidth,
         delete_grace_s=paths.delete_grace_s,
+        purge_versions=paths.purge_versions,
+        heartbeat_s=paths.heartbeat_s or paths.lease_s / 6,
     )
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from uploader.location import Location
+from uploader.retention import Retention
 from uploader.settings import StorageSettings, UploadSettings
 from wmtp.settings.config import Config
 from wmtp.settings.recipe import Recipe
@@ -32,6 +33,8 @@ class Resolved:
         location: ``base/<run>``, where the checkpoints end up.
         local_dir: the run directory on this machine.
         in_place: ``local_dir`` is ``location``: the local rename is the commit, nothing is uploaded.
+        retention: what stays in the store.
+        local_retention: what of it stays on this disk, too.
         max_steps: None where ``num_epochs`` decides.
         resume: None is a start from scratch.
         fresh: ``--fresh``: start from scratch although there are checkpoints.
@@ -54,7 +57,8 @@ class Resolved:
     local_dir: Path
     in_place: bool
     save_interval: int
-    keep_last: int
+    retention: Retention
+    local_retention: Retention
     save_final: bool
     max_steps: int | None
     num_epochs: int | None
@@ -70,3 +74,8 @@ class Resolved:
     dev_s3: Path | None
     sources: Mapping[str, str]
     leaf_sources: Mapping[str, str]
+
+    @property
+    def keep_last(self) -> int | None:
+        """How many of the newest steps stay."""
+        return self.retention.keep_last

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 
 from uploader.errors import StartRefused
-from uploader.retention import Retention
 from wmtp.checkpoint.checkpointer import Checkpointer, Options
 from wmtp.checkpoint.state import Tree
 from wmtp.checkpoint.uploader_process import Uploading
@@ -26,11 +25,14 @@ from wmtp.training.tracking import MetricsLog, Progress
 from wmtp.training.trainer import Position, Trainer
 
 
-def run_job(settings: Resolved, uploading: Uploading, *, again: str, verbose: bool = False) -> int:
+def run_job(
+    settings: Resolved, uploading: Uploading, *, again: str, take_over: bool = False, verbose: bool = False
+) -> int:
     """Train as the settings say.
 
     Args:
         again: the command that resumes this run, for the summary.
+        take_over: take the run from a trainer that lives on another machine.
 
     Returns:
         The exit code: 0, or 130 or 143 where a signal stopped it at the end of a step, or at once.
@@ -44,7 +46,8 @@ def run_job(settings: Resolved, uploading: Uploading, *, again: str, verbose: bo
     # What goes wrong with a checkpoint is told by this command, above the progress bar.
     logging.getLogger("wmtp.checkpoint").setLevel(logging.INFO if verbose else logging.CRITICAL)
     with reachable(settings.storage, settings.dev_s3, settings.location.bucket) as (storage, inherited):
-        return _Job(dataclasses.replace(settings, storage=storage), uploading, inherited, again).run()
+        job = _Job(dataclasses.replace(settings, storage=storage), uploading, inherited, again, take_over)
+        return job.run()
 
 
 _OWN = ("lr", "betas", "eps", "weight_decay")
@@ -55,14 +58,19 @@ class _Job:
     """A run while this process has it."""
 
     def __init__(
-        self, settings: Resolved, uploading: Uploading, inherited: tuple[int, ...], again: str
+        self,
+        settings: Resolved,
+        uploading: Uploading,
+        inherited: tuple[int, ...],
+        again: str,
+        take_over: bool,
     ) -> None:
         self.settings, self.again = settings, again
         self.setup = build(settings)
         self.position = Position()
         about = {**self.setup.about, "may_change": self._may_change()}
         self.about: dict[str, Any] = json.loads(json.dumps(about))  # as it will be read again
-        self.options = self._options(uploading, inherited)
+        self.options = self._options(uploading, inherited, take_over)
 
     def run(self) -> int:
         """The run, and its end where a signal ends even the waiting; the exit code."""
@@ -112,17 +120,20 @@ class _Job:
                 say(line)
         return stop.exit_code
 
-    def _options(self, uploading: Uploading, inherited: tuple[int, ...]) -> Options:
+    def _options(self, uploading: Uploading, inherited: tuple[int, ...], take_over: bool) -> Options:
         paths = self.settings.config.paths.checkpoints
         return Options(
             storage=self.settings.storage,
-            retention=Retention(keep_last=self.settings.keep_last),
+            retention=self.settings.retention,
+            local_retention=self.settings.local_retention,
             upload=self.settings.upload,
             uploading=uploading,
             shard_size_bytes=paths.shard_size_bytes,
             nice=paths.background_nice,
             durable_timeout_s=paths.durable_timeout_s,
             store_timeout_s=paths.store_timeout_s,
+            lease_s=paths.lease_s,
+            take_over=take_over,
             inherited=inherited,
             about=self.about,
             fingerprints=self.setup.fingerprints,
@@ -147,7 +158,7 @@ class _Job:
             **{f"loss.{name}": value for name, value in loss.items()},
             "max_steps": self.setup.max_steps,
             "save_interval": self.settings.save_interval,
-            "keep_last": self.settings.keep_last,
+            "retention": str(self.settings.retention),
         }
 
     def _resume(self, checkpointer: Checkpointer) -> None:

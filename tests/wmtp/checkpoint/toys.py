@@ -95,9 +95,11 @@ def sources(**data: bytes) -> list[FileSource]:
     return [FileSource(f"{name}.bin", memoryview(one)) for name, one in data.items()]
 
 
-def make_step(directory: RunDirectory, step: int, number: int = 1, *, run: str = "run") -> LocalStep:
-    """A step committed locally, by the writer itself. Its one file says which it is."""
-    files = sources(data=f"step {step} of generation {number}".encode())
+def make_step(
+    directory: RunDirectory, step: int, number: int = 1, *, run: str = "run", size_bytes: int = 0
+) -> LocalStep:
+    """A step committed locally, by the writer itself. Its one file says which it is, and may be large."""
+    files = sources(data=f"step {step} of generation {number}".encode().ljust(size_bytes))
     Disk().run(write_checkpoint(directory, files, describe(step, number, run=run)))
     return read_step(directory.step(step))
 

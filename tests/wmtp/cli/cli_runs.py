@@ -17,6 +17,7 @@ from uploader.generation import Branch, GenerationFile, Lineage, Owner
 from uploader.host import serve_run
 from uploader.layout import RunDirectory
 from uploader.location import Location
+from uploader.manifest import Manifest
 from uploader.record import FileRecord, Metrics, NodeRecord
 from uploader.retention import Retention
 from uploader.run import RunFile
@@ -121,6 +122,14 @@ class Run:
     def upload(self) -> None:
         """Make what waits durable."""
         anyio.run(lambda: serve_run(self.path, once=True))
+
+    def mark_deleting(self, step: int) -> None:
+        """Begin to prune a stored step, as an uploader that dies there does."""
+        path = self.store / layout.MANIFEST_KEY
+        index = Manifest.model_validate_json(path.read_bytes())
+        entry = index.live.pop(layout.step_name(step))
+        index.deleting[entry.name] = entry
+        path.write_bytes(index.encode())
 
     def use_dead_endpoint(self, credentials_file: Path | None = None) -> None:
         """Have ``run.json`` name an S3 server that nobody runs."""

@@ -10,7 +10,20 @@ COMMANDS = ["train", "uploader", "checkpoints", "status", "eval", "export", "dev
 ALL = [
     [],
     *([command] for command in COMMANDS),
-    *(["checkpoints", command] for command in ("ls", "show", "verify", "rebuild", "uploads")),
+    *(
+        ["checkpoints", command]
+        for command in (
+            "ls",
+            "show",
+            "verify",
+            "restore",
+            "pin",
+            "unpin",
+            "prune",
+            "rebuild",
+            "uploads",
+        )
+    ),
 ]
 HEAVY = [
     "torch", "numpy", "aioboto3", "botocore", "yaml", "anyio",
@@ -37,7 +50,9 @@ def test_help_imports_nothing_heavy(command: list[str]) -> None:
 def test_help_reads_well(command: list[str]) -> None:
     result = wmtp(*command, "--help")
     assert result.exit_code == 0
-    assert "..." not in result.stdout.replace("[ARGS]...", "")  # no sentence is cut off
+    assert "..." not in result.stdout.replace("[ARGS]...", "").replace(
+        "[STEP]...", ""
+    )  # no sentence is cut off
     assert max(map(len, result.stdout.splitlines())) <= 80
 
 

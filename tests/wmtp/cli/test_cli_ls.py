@@ -121,10 +121,7 @@ def test_a_step_being_pruned_is_not_durable(run: Run) -> None:
     for step in (10, 20):
         run.save(step)
     run.upload()
-    path = run.store / MANIFEST_KEY
-    index = json.loads(path.read_text())
-    index["deleting"]["step_10@g1"] = index["live"].pop("step_10")
-    path.write_text(json.dumps(index))
+    run.mark_deleting(10)
     run.forget_here(10)
     assert states(run.path) == {"step_20": ["local", "durable"], "step_10@g1": ["pruning"]}
 
@@ -175,7 +172,7 @@ def test_show_the_latest(run: Run) -> None:
     run.save(20)
     run.upload()
     shown = as_json(wmtp("checkpoints", "show", run.path, "--json"))
-    fields = {"local", "record", "world_size", "fingerprints", "files"}
+    fields = {"local", "record", "pin", "world_size", "fingerprints", "files"}
     assert shown.keys() == RUN_FIELDS | STEP_FIELDS | fields
     assert shown["name"] == "step_20"
     assert shown["local"] == str(run.directory.step(20))
@@ -215,3 +212,40 @@ def test_show_names_the_step_in_every_way(run: Run) -> None:
         assert as_json(wmtp("checkpoints", "show", *arguments, "--json"))["name"] == name
     assert wmtp("checkpoints", "show", run.path, "step_20").exit_code == 1
     assert wmtp("checkpoints", "show", run.path / "step_10", "step_20").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [("checkpoint-500", 500), ("checkpoint_step_70.pt", 70), ("step=30.ckpt", 30), ("global_step8", 8)],
+)
+def test_the_run_directory_of_another_trainer(tmp_path: Path, name: str, step: int) -> None:
+    path = tmp_path / "outputs" / "foreign"
+    path.mkdir(parents=True)
+    checkpoint = path / name
+    if "." in name:
+        checkpoint.write_bytes(b"\x80weights")
+    else:
+        checkpoint.mkdir()
+        (checkpoint / "trainer_state.json").write_text("{}")
+    size_bytes = 8 if "." in name else 2
+    listed = as_json(wmtp("checkpoints", "ls", path, "--json"))
+    (found,) = listed["steps"]
+    assert found.keys() == STEP_FIELDS
+    assert (listed["directory"], listed["store"], listed["latest"]) == (str(path), None, f"step_{step}")
+    assert (found["name"], found["states"], found["size_bytes"]) == (f"step_{step}", ["local"], size_bytes)
+    lines = wmtp("checkpoints", "ls", path.parent).stdout.splitlines()
+    assert [line.split()[0] for line in lines[2:]] == [f"step_{step}"]
+    upload = ("uploader", "--watch", path, "--to", tmp_path / "store", "--once", "--quiet-s", "0")
+    assert wmtp(*upload).exit_code == 0
+    assert states(path) == {f"step_{step}": ["local", "durable"]}
+    assert wmtp("checkpoints", "pin", path, f"step_{step}").exit_code == 0
+    assert states(tmp_path / "store" / "foreign") == {f"step_{step}": ["durable", "pinned"]}
+
+
+def test_a_file_store_is_no_foreign_run_even_without_its_manifest(run: Run) -> None:
+    run.save(10)
+    run.upload()
+    (run.store / MANIFEST_KEY).unlink()
+    listed = as_json(wmtp("checkpoints", "ls", f"file://{run.store}", "--json"))
+    assert (listed["directory"], listed["store"]) == (None, str(run.location))
+    assert [step["states"] for step in listed["steps"]] == [["durable"]]

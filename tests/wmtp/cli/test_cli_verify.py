@@ -1,8 +1,9 @@
 """``wmtp checkpoints verify`` finds what is damaged, and says where."""
 
-import json
 import os
 import shutil
+import struct
+from pathlib import Path
 
 import pytest
 from anyio import to_thread
@@ -14,6 +15,9 @@ from uploader.location import Location
 from wmtp.cli.inventory import take_inventory
 from wmtp.cli.places import reach
 from wmtp.cli.verification import verify_index, verify_steps
+
+HEADER = b'{"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}'
+LOADABLE = struct.pack("<Q", len(HEADER)) + HEADER + bytes(8)
 
 
 def test_verify_reads_every_copy(run: Run) -> None:
@@ -27,7 +31,7 @@ def test_verify_reads_every_copy(run: Run) -> None:
         ["ok", "step_10:", "local,", "store"],
     ]
     found = as_json(wmtp("checkpoints", "verify", run.path, "--json"))
-    assert found.keys() == RUN_FIELDS | {"ok", "steps", "problems"}
+    assert found.keys() == RUN_FIELDS | {"ok", "deep", "steps", "problems"}
     assert found["ok"] is True
     assert found["steps"][1] == {"name": "step_10", "checked": ["local", "store"], "problems": []}
 
@@ -115,10 +119,7 @@ async def test_what_is_pruned_meanwhile_is_no_damage(run: Run) -> None:
     with reach(Location("", str(run.path)), None) as place:
         async with take_inventory(place) as inventory:
             run.forget_here(10)
-            manifest = run.store / MANIFEST_KEY
-            index = json.loads(manifest.read_text())
-            index["deleting"]["step_10@g1"] = index["live"].pop("step_10")
-            manifest.write_text(json.dumps(index))
+            run.mark_deleting(10)
             shutil.rmtree(run.store / "step_10")
             verdicts = [verdict async for verdict in verify_steps(inventory, inventory.steps)]
             problems = await verify_index(inventory)
@@ -127,3 +128,75 @@ async def test_what_is_pruned_meanwhile_is_no_damage(run: Run) -> None:
         ("step_10", [], []),
     ]
     assert problems == []
+
+
+SOUND = {MODEL: LOADABLE, "state-rank00000.json": b'{"model": {"w": {"$tensor": "w"}}}'}
+
+
+def test_deep_downloads_every_byte_and_loads_dry(run: Run) -> None:
+    run.save(10, files=SOUND)
+    run.save(20, files={**SOUND, "large.bin": bytes(2 * BLOCK_SIZE_BYTES)})
+    run.upload()
+    result = wmtp("checkpoints", "verify", run.path, "--deep")
+    assert result.exit_code == 0
+    assert "verifying step_20" in result.stderr
+    assert as_json(wmtp("checkpoints", "verify", run.location, "--deep", "--json"))["deep"] is True
+    flip(run.store / "step_20" / "g1" / "large.bin", BLOCK_SIZE_BYTES + 5)
+    found = as_json(result := wmtp("checkpoints", "verify", run.location, "step_20", "--deep", "--json"))
+    assert result.exit_code == 1
+    part = f"bytes 0 to {2 * BLOCK_SIZE_BYTES} (part 1) differ from the record"
+    assert any("large.bin" in problem and part in problem for problem in found["steps"][0]["problems"])
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "words"),
+    [
+        (MODEL, LOADABLE[:-1], "its tensors take 8 bytes, it holds 7"),
+        (
+            "state-rank00000.json",
+            b'{"model": {"w": {"$tensor": "lost"}}}',
+            "tensors that no file holds: lost",
+        ),
+        ("state-rank00000.json", b"{", "it is no JSON"),
+    ],
+)
+def test_deep_finds_what_was_written_right_but_would_not_load(
+    run: Run, name: str, data: bytes, words: str
+) -> None:
+    run.save(10, files={**SOUND, name: data})
+    run.upload()
+    assert wmtp("checkpoints", "verify", run.path).exit_code == 0
+    found = as_json(wmtp("checkpoints", "verify", run.path, "--deep", "--json"))
+    here, there = found["steps"][0]["problems"]
+    assert words in here and words in there
+
+
+def test_steps_are_chosen(run: Run) -> None:
+    for step in (10, 20, 30):
+        run.save(step)
+    run.upload()
+    run.start(after_step=10)
+    run.upload()
+
+    def verified(*more: str) -> list[str]:
+        found = as_json(wmtp("checkpoints", "verify", run.location, *more, "--json"))
+        return [step["name"] for step in found["steps"]]
+
+    assert verified() == ["step_10"]
+    assert verified("--all") == ["step_30@g1", "step_20@g1", "step_10"]
+    assert verified("step_20@g1", "latest") == ["step_20@g1", "step_10"]
+    assert wmtp("checkpoints", "verify", run.location, "step_10", "--all").exit_code == 2
+
+
+def test_what_another_trainer_wrote_is_compared_once_it_is_uploaded(tmp_path: Path) -> None:
+    path = tmp_path / "foreign"
+    path.mkdir()
+    (path / "step_7.pt").write_bytes(b"weights")
+    result = wmtp("checkpoints", "verify", path)
+    assert (result.exit_code, result.stdout.splitlines()[-1].split()[:2]) == (0, ["unread", "step_7:"])
+    upload = ("uploader", "--watch", path, "--to", tmp_path / "store", "--once", "--quiet-s", "0")
+    assert wmtp(*upload).exit_code == 0
+    result = wmtp("checkpoints", "verify", path, "--deep")
+    assert result.stdout.splitlines()[-1].split() == ["ok", "step_7:", "store"]
+    assert wmtp("checkpoints", "restore", path, "latest", tmp_path / "x").exit_code == 0
+    assert (tmp_path / "x" / "step_7.pt").read_bytes() == b"weights"

@@ -1,0 +1,104 @@
+"""What the simulation found in the code, each as a test of its own, without the simulation."""
+
+from pathlib import Path
+
+import pytest
+from steps import FIRST, claim, keys, make_service, make_step, no_wait, node_record, run_file, taken
+
+from uploader import files, manifest, prune
+from uploader.journal import Journal
+from uploader.layout import RunDirectory, RunKeys
+from uploader.lease import Lease
+from uploader.manifest import Entry, Manifest
+from uploader.manifest_file import ManifestFile
+from uploader.record import CommitRecord, NodeRecord
+from uploader.retry import RetryPolicy
+from uploader.run import RunFile
+from uploader.store.memory import MemoryStore
+from uploader.store.retrying import RetryingStore
+from uploader.watch import LocalSteps
+from wmtp.checkpoint.resume import Started, Takeover
+from wmtp.settings.resume import Resume
+
+pytestmark = pytest.mark.anyio
+
+
+class Died(BaseException):
+    """The process is gone."""
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> RunDirectory:
+    path = tmp_path / "run"
+    path.mkdir()
+    return RunDirectory(path)
+
+
+async def start(
+    directory: RunDirectory, store: MemoryStore, what: str | None, *, fresh: bool = False, dies: bool = False
+) -> Started:
+    """A start of a trainer; it may die while it loads."""
+
+    def load(_: Path, __: NodeRecord) -> None:
+        if dies:
+            raise Died
+
+    retrying = RetryingStore(store, RetryPolicy(sleep=no_wait))
+    run = run_file(claim((1, None))).model_copy(update={"generation": 0})
+    takeover = Takeover(directory, run, retrying, load, lambda _: None, lease=Lease(forced=True))
+    return await takeover.start(Resume.parse(what, directory.path) if what else None, fresh=fresh)
+
+
+async def upload(directory: RunDirectory, store: MemoryStore) -> None:
+    run = RunFile.read(directory)
+    assert run is not None
+    await make_service(directory, store, run).once()
+
+
+async def test_going_back_leaves_the_only_copy_of_a_namesake_alone(directory: RunDirectory) -> None:
+    """Seed 2279: ``step_20@g1`` was downloaded over ``step_20@g2``, which was not durable; then it died."""
+    store = MemoryStore()
+    await start(directory, store, None)
+    make_step(directory, 20, 1)
+    await upload(directory, store)
+    await start(directory, store, None, fresh=True)
+    files.remove_tree(directory.step(20))
+    make_step(directory, 20, 2)
+    with pytest.raises(Died):
+        await start(directory, store, "step_20@g1", dies=True)
+    [local], _ = LocalSteps(directory).scan()
+    assert local.generation == 2
+    assert (await start(directory, store, "step_20@g1")).step == 20
+    assert not [path.name for path in directory.path.iterdir() if path.name.startswith(".fork")]
+
+
+async def test_what_was_half_sent_and_then_skipped_goes_with_the_next_start(directory: RunDirectory) -> None:
+    """Seeds 25 and 30: objects of a step that leads to now, but that nobody will ever list."""
+    store, index = MemoryStore(), Manifest(run="run")
+    for step in (20, 30):
+        index = manifest.committed(index, Entry.of(commit_record(step), RunKeys()), FIRST)
+    for key in ("step_25/g1/model", "step_25/g1/checkpoint.json"):
+        store._keep(key, b"by an owner that died before it was listed")
+    journal = Journal(directory)
+    assert await prune.sweep(store, index, FIRST, [], journal, 60.0) == 0, "its owner may be at work on it"
+    second = claim((1, None), (2, 30))
+    assert await prune.sweep(store, manifest.adopted(index, second), second, [], journal, 60.0) == 2
+    assert await keys(store) == []
+
+
+async def test_a_record_that_came_late_is_no_step_to_go_on_from() -> None:
+    """Seed 992: a request to create the record of a step that was pruned meanwhile."""
+    store = MemoryStore()
+    file = ManifestFile(store, "run", RunKeys())
+    await taken(store, FIRST)
+    for step in (10, 30):
+        record = commit_record(step)
+        store._keep(RunKeys().commit_record(step, 1), record.encode())
+    listed = Entry.of(commit_record(20), RunKeys())
+    index = manifest.committed(Manifest(run="run"), listed, FIRST)
+    entries, errors = await file.unlisted(index, FIRST)
+    assert ([entry.step for entry in entries], errors) == ([30], [])
+
+
+def commit_record(step: int) -> CommitRecord:
+    return CommitRecord.merge([node_record(step).encode()])
