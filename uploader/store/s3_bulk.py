@@ -5,7 +5,7 @@ in what the settings say. For one bucket the answer is always the same. So the f
 way, and what it came to is kept: where the bucket is, and every header but those that tell of the body.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -17,7 +17,7 @@ from botocore.parsers import create_parser  # type: ignore[import-untyped]
 from uploader.store.body import Body, FileSlice
 from uploader.store.s3_body import RequestBody
 from uploader.store.s3_credentials import NO_GOOD
-from uploader.store.s3_wire import BulkRequest, Wire
+from uploader.store.s3_wire import BulkRequest, Wire, plain
 from uploader.store.sigv4 import Keys, signed
 
 OF_THE_BODY: Final = {"content-length", "expect", "transfer-encoding", "content-md5"}
@@ -46,16 +46,15 @@ class Bulk:
         credentials: asked before each request, for they may be renewed.
     """
 
-    def __init__(self, client: Any, wire: Wire, credentials: Any, now: Callable[[], datetime] | None = None):
+    def __init__(self, client: Any, wire: Wire, credentials: Any) -> None:
         self._client, self._wire, self._credentials = client, wire, credentials
-        self._now = now or (lambda: datetime.now(UTC))
         self._known: dict[str, Likeness] = {}
         client.meta.events.register("before-sign.s3.PutObject", self._learn)
         client.meta.events.register("before-sign.s3.UploadPart", self._learn)
 
     def _learn(self, request: Any, region_name: str, operation_name: str, **_: object) -> None:
         """Keep what a request came to, if it carries a file and its checksum."""
-        body, headers = request.data, {name.lower(): _text(value) for name, value in request.headers.items()}
+        body, headers = request.data, plain(request.headers)
         if not (isinstance(body, RequestBody) and isinstance(body.body, FileSlice) and SUM in headers):
             return
         place, key, rest = request.url.partition("?")[0].rpartition(_quoted(body.key))
@@ -83,7 +82,7 @@ class Bulk:
         url = like.place + _quoted(key)
         parts = urlsplit(url)
         headers = {**like.headers, SUM: crc64nvme, "host": parts.netloc}
-        sent = signed("PUT", parts.path, query, headers, keys, self._now())
+        sent = signed("PUT", parts.path, query, headers, keys, datetime.now(UTC))
         request = BulkRequest("PUT", f"{url}?{query}" if query else url, sent, RequestBody(body, key))
         return await self._answered(operation, await self._wire.send(request))
 
@@ -105,7 +104,3 @@ def part_query(upload_id: str, number: int) -> str:
 
 def _quoted(key: str) -> str:
     return quote(key, safe="/-_.~")
-
-
-def _text(value: str | bytes) -> str:
-    return value.decode("latin-1") if isinstance(value, bytes) else value

@@ -177,7 +177,7 @@ class _Exchange:
         parts = urlsplit(self._request.url)
         target = f"{parts.path}?{parts.query}" if parts.query else parts.path
         connection.putrequest(self._request.method, target, skip_host=True, skip_accept_encoding=True)
-        headers = {name.lower(): _text(value) for name, value in self._request.headers.items()}
+        headers = plain(self._request.headers)
         headers.pop("expect", None)  # not signed, and a round trip for each part
         headers.setdefault("host", parts.netloc)
         if self._request.body is not None:
@@ -280,5 +280,9 @@ def _is_closed(connection: socket.socket | None) -> bool:
     return bool(watch.poll(0))
 
 
-def _text(value: str | bytes) -> str:
-    return value.decode("latin-1") if isinstance(value, bytes) else value
+def plain(headers: Mapping[str, str | bytes]) -> dict[str, str]:
+    """Headers by lower-case names; botocore has some values in bytes."""
+    return {
+        name.lower(): value.decode("latin-1") if isinstance(value, bytes) else value
+        for name, value in headers.items()
+    }

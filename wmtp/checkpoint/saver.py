@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
+from itertools import islice
 from types import TracebackType
 from typing import Self
 
@@ -112,7 +113,7 @@ class Saver:
         self._hooks = [one.register_step_pre_hook(self._before_step) for one in optimizers.values()]
         self._hooks += [one.register_step_post_hook(self._after_step) for one in optimizers.values()]
         self._times = _publish_steps(directory, what.rank)
-        for first in [*optimizers.values()][:1]:  # a step of the loop is a step of each of them
+        for first in islice(optimizers.values(), 1):  # a step of the loop is a step of each of them
             self._hooks.append(first.register_step_post_hook(self._step_ended))
         self._warm = False
         self.saved: list[Saved] = []
