@@ -5,6 +5,7 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"  # before anything imports torch: results are equal bit for bit
 
 import itertools
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -22,6 +23,9 @@ Place = tuple[Location, StorageSettings]
 
 _prefixes = itertools.count(1)
 
+
+# What a shell starts in the background ignores Ctrl-C, and processes inherit that. Ours are to be stopped.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("deterministic", deadline=None, derandomize=True)
 settings.load_profile("deterministic")
