@@ -23,6 +23,7 @@ import torch
 
 from benchmarks import machine, report
 from benchmarks.step_stall import RESULTS
+from benchmarks.turns import in_turn
 from benchmarks.workload import build
 from uploader.checksum import BLOCK_SIZE_BYTES
 from uploader.layout import RunDirectory
@@ -142,12 +143,10 @@ def _fsync(path: Path) -> None:
 
 
 def measure(ways: dict[str, Write], rounds: int, scratch: Path) -> dict[str, list[tuple[float, float]]]:
-    """Seconds and CPU seconds of every write; each round begins with another."""
+    """Seconds and CPU seconds of every write; each round in another order."""
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
-    names = list(ways)
     for number in range(rounds):
-        turn = number % len(names)
-        for name in names[turn:] + names[:turn]:
+        for name in in_turn(list(ways), number):
             scratch.mkdir(parents=True)
             began_s, cpu_s = time.perf_counter(), time.process_time()
             ways[name](scratch)

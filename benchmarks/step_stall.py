@@ -21,6 +21,7 @@ from typing import Any, get_args
 from benchmarks import machine, null_sink, report
 from benchmarks.contenders import BUCKET
 from benchmarks.peers import CONTENDERS
+from benchmarks.turns import in_turn
 from benchmarks.window import WATCH, Order
 from benchmarks.workload import Mode
 
@@ -117,13 +118,13 @@ class Plan:
 
 
 def run(plan: Plan, scratch: Path) -> dict[str, Any]:
-    """Measure a plan: in each round every contender once, each time beginning with another."""
+    """Measure a plan: in each round every contender once, each time in another order."""
     windows: list[dict[str, Any]] = []
     failed: dict[str, str] = {}
     with servers(plan.contenders, scratch) as its:
         with contextlib.suppress(KeyboardInterrupt):  # what is measured is reported all the same
             for number in range(plan.rounds):
-                for name in _turns(plan.contenders, number):
+                for name in in_turn(plan.contenders, number):
                     if name in failed:
                         continue
                     order = _order(plan, name, its, scratch / f"{name}-{number}")
@@ -136,11 +137,6 @@ def run(plan: Plan, scratch: Path) -> dict[str, Any]:
         sink = null_sink.stats(its.sink_url)
     by_plan = sorted(windows, key=lambda window: plan.contenders.index(window["contender"]))
     return {"plan": asdict(plan), "sink": sink, "failed": failed, "windows": by_plan}
-
-
-def _turns(names: tuple[str, ...], number: int) -> tuple[str, ...]:
-    turn = number % len(names)
-    return names[turn:] + names[:turn]
 
 
 def _order(plan: Plan, name: str, its: Servers, directory: Path) -> Order:

@@ -22,7 +22,8 @@ from benchmarks import machine, null_sink
 from benchmarks.durable_report import picture, rows, standing, table
 from benchmarks.durable_window import RUN, WAYS, Order
 from benchmarks.step_stall import RESULTS
-from benchmarks.upload import run_apart, turns
+from benchmarks.turns import in_turn
+from benchmarks.upload import run_apart
 from benchmarks.upload_target import ANY
 from uploader import files
 from uploader.layout import RunDirectory
@@ -63,7 +64,7 @@ def run(plan: Plan, scratch: Path) -> dict[str, Any]:
     interrupted = False
     try:
         for number in range(plan.rounds):
-            for way in turns(list(WAYS), number):
+            for way in in_turn(list(WAYS), number):
                 if way in failed:
                     continue
                 done = _turn(plan, way, scratch / f"{way}-{number}")

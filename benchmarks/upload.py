@@ -22,6 +22,7 @@ from typing import Any
 
 from benchmarks import machine, null_sink
 from benchmarks.step_stall import RESULTS
+from benchmarks.turns import in_turn
 from benchmarks.upload_contenders import CONTENDERS, SINK_ONLY, Order
 from benchmarks.upload_files import MIB, Shape, evict, make_step
 from benchmarks.upload_report import picture, rows, standing, table
@@ -112,14 +113,8 @@ def run_apart(command: list[str], environment: Mapping[str, str], log: Path, tim
     return None if code == 0 else (said[-1] if said else f"exit code {code}")
 
 
-def turns(names: Sequence[str], number: int) -> list[str]:
-    """The order of a round: each begins with another."""
-    turn = number % len(names)
-    return [*names[turn:], *names[:turn]]
-
-
 def run(plan: Plan, scratch: Path) -> dict[str, Any]:
-    """Measure a plan: in each round every contender once, each time beginning with another."""
+    """Measure a plan: in each round every contender once, each time in another order."""
     failed: dict[str, str] = {}
     runs: list[dict[str, Any]] = []
     interrupted = False
@@ -127,7 +122,7 @@ def run(plan: Plan, scratch: Path) -> dict[str, Any]:
         trial = make_step(scratch / "trial" / STEP, Shape(1, MIB))
         whole = make_step(scratch / "whole" / STEP, plan.shape)
         for number in range(plan.rounds):
-            for name in turns(plan.contenders, number):
+            for name in in_turn(plan.contenders, number):
                 if name in failed:
                     continue
                 done = _turn(plan, name, scratch, whole, trial if number == 0 else {})
