@@ -28,6 +28,7 @@ from benchmarks.workload import build
 from uploader.checksum import BLOCK_SIZE_BYTES
 from uploader.layout import RunDirectory
 from wmtp.checkpoint.collect import Collector
+from wmtp.checkpoint.copying import Landing
 from wmtp.checkpoint.disk import FILES_AT_ONCE, Disk, FileSource
 from wmtp.checkpoint.saver import SHARD_SIZE_BYTES
 from wmtp.checkpoint.snapshot import Snapshot
@@ -60,7 +61,7 @@ def prepare(size_gb: float, shard_size_bytes: int) -> State:
     groups, _ = collector.collect()
     snapshot = Snapshot(0, shard_size_bytes)
     snapshot.capture(groups, collector.buffers)
-    snapshot.copy()
+    snapshot.copy(Landing())
     arena = snapshot.arena
     sources = [
         FileSource(one.file_name, arena.bytes_of(one), arena.bytes_of(one, padded=True))

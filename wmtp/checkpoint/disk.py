@@ -8,7 +8,7 @@ import contextlib
 import errno
 import fcntl
 import os
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,11 +27,13 @@ class FileSource:
     Attributes:
         padded: the same bytes followed by padding to a whole page, for direct writes; None where there is
             no such view.
+        ready: waits until the bytes are there, and raises what kept them from it.
     """
 
     name: str
     data: memoryview
     padded: memoryview | None = None
+    ready: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +204,7 @@ def write_file(path: Path, source: FileSource) -> FileRecord:
         body = source.padded if direct and source.padded is not None else source.data
         if len(body) >= BLOCK_SIZE_BYTES:
             _reserve(descriptor, len(body))
+        source.ready()
         blocks = []
         for at in range(0, len(source.data), BLOCK_SIZE_BYTES):
             blocks.append(checksum.of_bytes(source.data[at : at + BLOCK_SIZE_BYTES]))

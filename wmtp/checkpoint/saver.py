@@ -2,7 +2,7 @@
 
 On the training thread ``save`` takes microseconds and ``fence`` waits, before ``optimizer.step()``, for what
 is left of the copy. One thread copies, for the fence waits for it; another, which stands back for
-everything else on the machine, writes. Both live as long as the saver.
+everything else on the machine, writes each file as soon as it is whole. Both live as long as the saver.
 """
 
 import logging
@@ -26,6 +26,7 @@ from uploader.layout import RunDirectory
 from uploader.record import Metrics, NodeRecord
 from uploader.steptimes import StepTimes, path_of
 from wmtp.checkpoint.collect import Collector
+from wmtp.checkpoint.copying import Landing
 from wmtp.checkpoint.disk import Disk, FileSource
 from wmtp.checkpoint.snapshot import Arena, Snapshot, specs_of
 from wmtp.checkpoint.state import Stateful, Tree, encode_tree
@@ -66,10 +67,9 @@ class _Job:
     began_s: float
     arena: Arena
     last_step: int | None
-    copied: threading.Event = field(default_factory=threading.Event)
+    landing: Landing = field(default_factory=Landing)
     done: threading.Event = field(default_factory=threading.Event)
     fenced: bool = False
-    failure: BaseException | None = None
 
 
 class Saver:
@@ -172,11 +172,12 @@ class Saver:
             return
         began_s = time.perf_counter()
         if self._snapshot.order():
-            job.copied.wait()
+            job.landing.wait()
         job.fenced = True
         job.saved.stall_ms += (time.perf_counter() - began_s) * 1e3
-        if job.failure is not None:
-            raise WmtpError("the snapshot failed", subject=layout.step_name(job.saved.step)) from job.failure
+        if job.landing.failure is not None:
+            name = layout.step_name(job.saved.step)
+            raise WmtpError("the snapshot failed", subject=name) from job.landing.failure
 
     def _before_step(self, *_: object) -> None:
         self.fence()
@@ -222,21 +223,20 @@ class Saver:
             self._times.close()
 
     def _copy(self, job: _Job) -> None:
-        """Copy, open the fence, and hand over to the writer."""
-        try:
-            self._snapshot.copy()
-        except BaseException as error:
-            job.failure = error
-        job.saved.copy_ms = (time.perf_counter() - job.began_s) * 1e3
-        job.copied.set()
+        """Copy, while the writer writes what is whole, and open the fence."""
         self._writer.submit(partial(self._write, job))
+        failure = None
+        try:
+            self._snapshot.copy(job.landing)
+        except BaseException as error:
+            failure = error
+        job.saved.copy_ms = (time.perf_counter() - job.began_s) * 1e3
+        job.landing.end(failure)
 
     def _write(self, job: _Job) -> None:
         """Write. Whatever goes wrong is kept with the save and told, never lost."""
         name = layout.step_name(job.saved.step)
         try:
-            if job.failure is not None:
-                raise job.failure
             record = self._disk.run(write_checkpoint(self._directory, self._sources(job), job.what))
             job.saved.size_bytes = record.size_bytes
             job.saved.local_ms = (time.perf_counter() - job.began_s) * 1e3
@@ -278,14 +278,26 @@ class Saver:
             log.warning("%s has the very weights of the save before", layout.step_name(job.saved.step))
 
     def _sources(self, job: _Job) -> list[FileSource]:
-        """The files of the checkpoint: shards as they lie in the arena, and the tree."""
+        """The files of the checkpoint: shards as they lie, or will lie, in the arena, and the tree."""
         arena = job.arena
         shards = [
-            FileSource(image.file_name, arena.bytes_of(image), arena.bytes_of(image, padded=True))
-            for image in arena.images
+            FileSource(
+                image.file_name,
+                arena.bytes_of(image),
+                arena.bytes_of(image, padded=True),
+                ready=partial(_whole, job.landing, number + 1),
+            )
+            for number, image in enumerate(arena.images)
         ]
         tree = encode_tree(job.tree)
         return [*shards, FileSource(layout.state_file(self._what.rank), memoryview(tree))]
+
+
+def _whole(landing: Landing, files: int) -> None:
+    """Wait until so many files are copied; whatever kept them from it is raised."""
+    landing.wait(files)
+    if landing.failure is not None:
+        raise landing.failure
 
 
 def _publish_steps(directory: RunDirectory, rank: int) -> StepTimes | None:

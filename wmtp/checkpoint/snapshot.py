@@ -23,7 +23,7 @@ from torch import Tensor
 from uploader import layout
 from uploader.errors import WmtpError
 from wmtp.checkpoint.collect import Groups
-from wmtp.checkpoint.copying import CopyPlan, pin
+from wmtp.checkpoint.copying import Copy, CopyPlan, Landing, pin
 from wmtp.checkpoint.shards import Shard, TensorSpec, plan_shards, shard_limit
 
 IMMEDIATE_BYTES = 16 * 1024
@@ -49,6 +49,8 @@ class Arena:
 
     Attributes:
         trained: the names of the files that hold what is trained, and nothing else.
+        views: the tensors, by name.
+        file_of: the number of the file that each is in.
     """
 
     def __init__(self, shards: list[Shard], *, trained: Set[str] = frozenset()) -> None:
@@ -63,10 +65,12 @@ class Arena:
             self._memory.madvise(mmap.MADV_HUGEPAGE)
         pin(torch.frombuffer(self._memory, dtype=torch.uint8))
         self.views: dict[str, Tensor] = {}
-        for shard, image in zip(shards, self.images, strict=True):
+        self.file_of: dict[str, int] = {}
+        for number, (shard, image) in enumerate(zip(shards, self.images, strict=True)):
             self._memory[image.start : image.start + len(shard.header)] = shard.header
             for spec, position in shard.tensors:
                 self.views[spec.name] = self._view(spec, image.start + position)
+                self.file_of[spec.name] = number
 
     def _view(self, spec: TensorSpec, position: int) -> Tensor:
         if not spec.size_bytes:
@@ -142,7 +146,12 @@ class Snapshot:
             if shapes != self._shapes or not all(map(operator.is_, sources, self._sources)):
                 self._lay_out(specs_of(groups))
                 self._plan = CopyPlan(
-                    (self.arena.views[name], one, name in buffers or _is_counter(kind, one))
+                    Copy(
+                        target=self.arena.views[name],
+                        source=one,
+                        immediate=name in buffers or _is_counter(kind, one),
+                        file=self.arena.file_of[name],
+                    )
                     for kind, tensors in groups.items()
                     for name, one in tensors.items()
                 )
@@ -155,9 +164,9 @@ class Snapshot:
         """Make later device work wait for the copy; whether the host has to wait for it, too."""
         return self._plan.order()
 
-    def copy(self) -> None:
-        """Copy what ``capture`` left, and wait until all of it is in host memory."""
-        self._plan.finish()
+    def copy(self, landing: Landing) -> None:
+        """Copy what ``capture`` left, until all of it is in host memory; tells which files are whole."""
+        self._plan.finish(landing)
 
 
 def _is_counter(kind: str, tensor: Tensor) -> bool:

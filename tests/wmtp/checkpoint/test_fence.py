@@ -20,6 +20,7 @@ from toys import OPTIMIZERS, Net, frozen, make_net, train_step
 
 from uploader.layout import RunDirectory
 from uploader.watch import read_step
+from wmtp.checkpoint.copying import Landing
 from wmtp.checkpoint.load import read_checkpoint
 from wmtp.checkpoint.saver import Saver
 from wmtp.checkpoint.snapshot import Snapshot
@@ -41,9 +42,9 @@ def late_copies(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         asked.set()
         return order(self)
 
-    def copy_when_asked(self: Snapshot) -> None:
+    def copy_when_asked(self: Snapshot, landing: Landing) -> None:
         assert asked.wait(30)
-        copy_all(self)
+        copy_all(self, landing)
 
     monkeypatch.setattr(Snapshot, "capture", capture_and_wait)
     monkeypatch.setattr(Snapshot, "order", order_and_let_go)

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from uploader.layout import RunDirectory
 from uploader.queue import EventQueue
 from uploader.restore import check
 from uploader.watch import LocalSteps, read_step
+from wmtp.checkpoint.copying import Landing
 from wmtp.checkpoint.disk import Answer, Clear, Disk, Operation, Write
 from wmtp.checkpoint.load import apply, read_checkpoint
 from wmtp.checkpoint.saver import Saved, Saver
@@ -51,21 +53,57 @@ class GatedDisk(Disk):
 
 
 class GatedSnapshot:
-    """Holds up the copy of every snapshot until told."""
+    """Holds up the copy of every snapshot until told.
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    Args:
+        files: how many files are whole before it stops.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, files: int = 0) -> None:
         self.reached, self.gate = threading.Event(), threading.Event()
         self.error: BaseException | None = None
         real = Snapshot.copy
 
-        def copy(snapshot: Snapshot) -> None:
-            self.reached.set()
-            assert self.gate.wait(DEADLINE_S)
-            if self.error is not None:
-                raise self.error
-            real(snapshot)
+        def copy(snapshot: Snapshot, landing: Landing) -> None:
+            if files:
+                real(snapshot, GatedLanding(landing, files, self._wait))
+            else:
+                self._wait()
+                real(snapshot, landing)
 
         monkeypatch.setattr(Snapshot, "copy", copy)
+
+    def _wait(self) -> None:
+        self.reached.set()
+        assert self.gate.wait(DEADLINE_S)
+        if self.error is not None:
+            raise self.error
+
+
+class GatedLanding(Landing):
+    """Tells of the first files, and stops the copier there."""
+
+    def __init__(self, landing: Landing, files: int, wait: Callable[[], None]) -> None:
+        super().__init__()
+        self._landing, self._stop_at, self._wait = landing, files, wait
+
+    def reached(self, files: int) -> None:
+        self._landing.reached(files)
+        if files == self._stop_at:
+            self._wait()
+
+
+class WatchedDisk(Disk):
+    """Tells which files are written."""
+
+    def __init__(self) -> None:
+        self.written: SimpleQueue[str] = SimpleQueue()
+
+    def perform(self, operation: Operation) -> Answer:
+        answer = super().perform(operation)
+        if isinstance(operation, Write):
+            self.written.put(operation.path.name)
+        return answer
 
 
 @contextmanager
@@ -197,6 +235,46 @@ def test_no_step_is_taken_before_the_copy_is_done(
         one.wait()
     assert bits(model.first.weight) != expected["first.weight"]
     assert loaded(directory, 1) == expected
+
+
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each file is copied by a call of its own."""
+    monkeypatch.setattr("wmtp.checkpoint.copying.BATCH_BYTES", 1)
+
+
+def test_a_file_is_written_as_soon_as_it_is_copied(
+    directory: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_batches(monkeypatch)
+    snapshot, disk = GatedSnapshot(monkeypatch, files=1), WatchedDisk()
+    model = make_net(width=WIDE)
+    with saver(directory, model, disk=disk, shard_size_bytes=4 * WIDE) as one:
+        expected = model_bits(model)
+        assert one.save(1)
+        assert disk.written.get(timeout=DEADLINE_S) == "model-rank00000-0001.safetensors"
+        assert snapshot.reached.is_set() and not snapshot.gate.is_set()  # the others are not even copied
+        assert disk.written.empty()
+        snapshot.gate.set()
+        one.wait()
+    assert loaded(directory, 1) == expected
+
+
+def test_a_copy_that_fails_after_the_first_file_commits_nothing(
+    directory: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_batches(monkeypatch)
+    snapshot, disk = GatedSnapshot(monkeypatch, files=1), WatchedDisk()
+    snapshot.error = RuntimeError("no such luck")
+    with saver(directory, make_net(width=WIDE), disk=disk, shard_size_bytes=4 * WIDE) as one:
+        assert one.save(1)
+        disk.written.get(timeout=DEADLINE_S)
+        snapshot.gate.set()
+        with pytest.raises(WmtpError, match="step_1: the snapshot failed"):
+            one.fence()
+        one.wait()
+        assert one.saved[0].error is not None
+    assert steps_in(directory) == []
+    assert not directory.temporary(1, 1).exists()
 
 
 def test_steps_saved_while_training_goes_on_are_whole(directory: RunDirectory) -> None:

@@ -16,6 +16,7 @@ from toys import OPTIMIZERS, bits, make_net, train_step
 from uploader import layout
 from uploader.errors import WmtpError
 from wmtp.checkpoint.collect import Collector, Groups
+from wmtp.checkpoint.copying import Landing
 from wmtp.checkpoint.shards import DTYPES, TensorSpec, plan_shards, shard_limit
 from wmtp.checkpoint.snapshot import Snapshot
 
@@ -94,7 +95,7 @@ def write(directory: Path, groups: Groups, shard_size_bytes: int) -> list[Path]:
     """The files of a snapshot, as the writer gets them."""
     snapshot = Snapshot(0, shard_size_bytes)
     snapshot.capture(groups, frozenset())
-    snapshot.copy()
+    snapshot.copy(Landing())
     paths = []
     for image in snapshot.arena.images:
         paths.append(directory / image.file_name)

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from toys import OPTIMIZERS, bits, make_net, train_step
 
 from wmtp.checkpoint.collect import Collector
+from wmtp.checkpoint.copying import Landing
 from wmtp.checkpoint.shards import TensorSpec
 from wmtp.checkpoint.snapshot import IMMEDIATE_BYTES, PAGE_BYTES, Snapshot
 
@@ -37,7 +38,7 @@ class Rig:
 
     def copied(self) -> Bits:
         """End the snapshot; what its files hold."""
-        self.snapshot.copy()
+        self.snapshot.copy(Landing())
         arena = self.snapshot.arena
         return {
             name: bits(one)
