@@ -44,6 +44,7 @@ def sort_out(
     failed: Collection[str] = (),
     refused: Collection[str] = (),
     in_flight: Collection[str] = (),
+    pruned: Collection[str] = (),
 ) -> Backlog:
     """Decide for each local step. Steps are named ``step_N@gG``.
 
@@ -56,12 +57,13 @@ def sort_out(
         in_flight: steps of which some was uploaded before.
         failed: steps whose files are corrupt: never uploaded, never the reason
             to discard another, and kept for a person to look at until retention takes them.
+        pruned: steps that were in the store and are not any more: their keys are used (``used``).
     """
     steps = list(local)
     live = [one for one in steps if claim.is_live(one.step, one.generation)]
     durable_names = {entry.name for entry in manifest.live.values()}
     durable = [one for one in live if one.name in durable_names]
-    lost = {*durable_names, *failed, *manifest.deleting}
+    lost = {*durable_names, *failed, *manifest.deleting, *pruned}
     waiting = [one for one in live if one.name not in lost]
     upload = _worth_uploading(waiting, manifest, policy, now, refused)
     chosen = {one.name for one in upload}

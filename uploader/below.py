@@ -14,8 +14,8 @@ from pathlib import Path
 from uploader.errors import CorruptError
 
 MAX_SMALL_BYTES = 128 * 1024**2
-"""Of every JSON file of ours, here and in the store; what is larger is not read. The manifest of 300,000
-steps and the record of a checkpoint of 60 TB are smaller."""
+"""Of every JSON file of ours, here and in the store; what is larger is neither written nor read. The
+manifest of 200,000 steps and the record of a checkpoint of 60 TB are smaller."""
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 

@@ -14,7 +14,9 @@ MAX_RANKS = 100_000
 
 Count = Annotated[int, Field(ge=0, lt=2**53)]
 """A size or a step: exact in every JSON reader."""
-Generation = Annotated[int, Field(ge=0, lt=10**9)]
+MAX_GENERATIONS = 10**9
+"""``step_N/gG/`` has nine digits for it."""
+Generation = Annotated[int, Field(ge=0, lt=MAX_GENERATIONS)]
 Node = Annotated[int, Field(ge=0, lt=MAX_NODES)]
 Nodes = Annotated[int, Field(ge=1, le=MAX_NODES)]
 Rank = Annotated[int, Field(ge=0, lt=MAX_RANKS)]

@@ -5,12 +5,13 @@ nothing names, and uploads that the journal names: the next attempt keeps what i
 rest.
 """
 
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from functools import partial
 
 from anyio import to_thread
 
 from uploader import layout
+from uploader.bundle import Member, bundled, upload_bundle
 from uploader.errors import CorruptError, OwnershipError, PreconditionFailed
 from uploader.flow import Flow
 from uploader.journal import Journal
@@ -42,6 +43,14 @@ async def commit(
     return await _create_commit_record(local, store, keys)
 
 
+async def is_committed(local: LocalStep, store: ObjectStore, keys: RunKeys) -> bool:
+    """Whether the store has a step's commit record and every file of this node: nothing is to be sent."""
+    prefix = keys.step_prefix(local.step, local.generation)
+    there = {info.key: info.size_bytes async for info in store.list(prefix)}
+    whole = all(there.get(prefix + file.path) == file.size_bytes for file in local.record.files)
+    return whole and keys.commit_record(local.step, local.generation) in there
+
+
 async def _upload_files(
     local: LocalStep, store: ObjectStore, prefix: str, flow: Flow, journal: Journal, progress: Progress
 ) -> None:
@@ -50,15 +59,26 @@ async def _upload_files(
     The record takes no slot: what is small never waits behind bulk.
     """
     there = {info.key: info.size_bytes async for info in store.list(prefix)}
+    begun = there.keys() | {upload.key for upload in journal.all()}
 
-    async def upload(file: FileRecord) -> None:
+    async def go_on(file: FileRecord) -> None:
         key = prefix + file.path
         if there.get(key) == file.size_bytes and await is_stored(store, key, file):
             progress(file.size_bytes)
         else:
             await upload_file(store, key, local.path / file.path, file, flow, journal, progress)
 
-    await side_by_side(partial(upload, file) for file in local.record.files)
+    async def upload(files: Sequence[FileRecord]) -> None:
+        if len(files) == 1:
+            await go_on(files[0])
+        else:
+            members = [Member(prefix + file.path, local.path / file.path, file) for file in files]
+            await upload_bundle(members, store, flow, journal, progress)
+
+    new = [file for file in local.record.files if prefix + file.path not in begun]
+    known = [[file] for file in local.record.files if prefix + file.path in begun]
+    together = bundled(new, flow.part_size_bytes, flow.parts_limit)
+    await side_by_side(partial(upload, files) for files in [*known, *together])
     await to_thread.run_sync(local.check)
     await _end_uploads({prefix + file.path for file in local.record.files}, store, prefix, journal)
     await store.put(prefix + layout.node_record(local.record.node), local.encoded)

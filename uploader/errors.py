@@ -23,12 +23,12 @@ class WmtpError(Exception):
 
     def __init__(self, problem: str, *, doing: str = "", subject: str = "", hint: str = "") -> None:
         self.problem, self.doing, self.subject, self.hint = problem, doing, subject, hint
-        where = " ".join(word for word in (doing, _plain(subject)) if word)
+        where = " ".join(word for word in (doing, plain(subject)) if word)
         message = f"{where}: {problem}" if where else problem
-        super().__init__(_plain(f"{message}; {hint}" if hint else message, keep="\n"))
+        super().__init__(plain(f"{message}; {hint}" if hint else message, keep="\n"))
 
 
-def _plain(text: str, *, keep: str = "") -> str:
+def plain(text: str, *, keep: str = "") -> str:
     """What came from a file or a store moves no cursor, and begins no line of its own in a log."""
     return _CONTROL.sub(lambda found: found[0] if found[0] in keep else repr(found[0])[1:-1], text)
 
@@ -82,6 +82,10 @@ class ChecksumMismatch(StoreError):
 
 class CorruptError(WmtpError):
     """Bytes on disk or in the store are not what their record says, or a record can't be read."""
+
+
+class TooLarge(WmtpError):
+    """A JSON file of ours would be larger than its readers take: it is not written."""
 
 
 class DiskError(WmtpError):

@@ -8,7 +8,7 @@ of one step the one taken before stays; of new ones ``patterns.choose`` says whi
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Callable, Iterable, Iterator, Set
 from datetime import datetime
 from pathlib import Path
 
@@ -18,11 +18,13 @@ from uploader import layout, patterns
 from uploader.errors import CorruptError
 from uploader.layout import RunDirectory
 from uploader.manifest import Manifest
+from uploader.record import FileRecord
+from uploader.restore import damage
 from uploader.retention import Committed, Retention, steps_to_keep
 from uploader.run import RunFile
 from uploader.sighting import Sighting, checkpoints_in, sight
 from uploader.taken import ForeignStep, TakenSteps, read
-from uploader.tree import shown
+from uploader.tree import look_at, shown
 from uploader.watch import LocalStep, LocalSteps
 
 log = logging.getLogger("uploader")
@@ -166,3 +168,19 @@ def disagreements(steps: Iterable[LocalStep], index: Manifest) -> list[CorruptEr
             hint = "that one stays; to upload this one too, move it to a directory with another name"
             errors.append(CorruptError(problem, doing="comparing", subject=shown(one.entry), hint=hint))
     return errors
+
+
+def differences(path: Path, files: Iterable[FileRecord]) -> Iterator[CorruptError]:
+    """What differs between a foreign checkpoint and the record of it; every byte is read.
+
+    Raises:
+        FileNotFoundError: it is gone, or a part of it went meanwhile.
+        CorruptError: something in it can't be looked at; the message names it.
+    """
+    tree, recorded = look_at(path), {file.path: file for file in files}
+    for name in sorted(tree.files.keys() - recorded):
+        yield CorruptError("the record does not name it", doing="verifying", subject=shown(tree.root / name))
+    root = os.path.realpath(tree.root)
+    for name, file in recorded.items():
+        real = os.path.relpath(os.path.realpath(tree.root / name), root) if name in tree.files else name
+        yield from damage(tree.root, [file.model_copy(update={"path": real})])

@@ -14,8 +14,15 @@ from typing import Annotated, Self
 from pydantic import AwareDatetime, Field
 
 from uploader import layout
-from uploader.bounds import Count, Generation
-from uploader.errors import CorruptError, ObjectMissing, OwnershipError, PreconditionFailed
+from uploader.bounds import MAX_GENERATIONS, Count, Generation
+from uploader.errors import (
+    CorruptError,
+    ObjectMissing,
+    OwnershipError,
+    PreconditionFailed,
+    StartRefused,
+    plain,
+)
 from uploader.record import decode
 from uploader.seal import Sealed
 from uploader.settings import SCHEMA_VERSION, Strict
@@ -39,7 +46,7 @@ class Owner(Strict):
         return cls(host=socket.gethostname(), pid=os.getpid(), user=_user(), since=since)
 
     def __str__(self) -> str:
-        return f"{self.user}@{self.host} (process {self.pid})"
+        return plain(f"{self.user}@{self.host} (process {self.pid})")
 
     @property
     def told_since(self) -> str:
@@ -126,6 +133,22 @@ async def newest(store: ObjectStore) -> int:
     """The highest generation taken so far; 0 where there is none."""
     numbers = [layout.parse_generation_key(info.key) async for info in store.list(layout.GENERATIONS_PREFIX)]
     return max((number for number in numbers if number is not None), default=0)
+
+
+def next_to(taken: int, uri: str) -> int:
+    """The number after the highest one that was taken.
+
+    Raises:
+        StartRefused: there is none: somebody has made a file with the last one.
+    """
+    if taken + 1 < MAX_GENERATIONS:
+        return taken + 1
+    raise StartRefused(
+        f"generation {taken} is the last one there can be, and it is taken",
+        doing="starting on",
+        subject=uri,
+        hint="no trainer of ours took it: see who made that file, or choose another --run-name",
+    )
 
 
 async def read(store: ObjectStore, generation: int, *, run: str | None = None) -> GenerationFile:

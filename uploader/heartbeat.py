@@ -24,6 +24,7 @@ from uploader.store.base import ObjectStore
 
 log = logging.getLogger("uploader")
 
+MAX_COUNT = 2**53
 RELEASE_S = 10.0
 """How long an owner that ends tries to say so."""
 
@@ -33,7 +34,7 @@ class Heartbeat(Sealed):
 
     Attributes:
         owner: the trainer, whoever writes this for it.
-        count: of beats in this generation; grows with each.
+        count: of beats in this generation; another one with each.
         every_s: how long the owner may take for the next one.
         newest_step: on the owner's disk; None while there is none.
         released: the owner has ended, and left nothing undone.
@@ -107,7 +108,7 @@ class Heart:
         beat = Heartbeat(
             generation=claim.generation,
             owner=claim.owner,
-            count=0 if self._last is None else self._last.count + 1,
+            count=0 if self._last is None else (self._last.count + 1) % MAX_COUNT,
             every_s=self._every_s,
             newest_step=self._newest_step(),
             released=released,

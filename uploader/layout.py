@@ -192,6 +192,11 @@ class RunDirectory:
         return self.uploader_directory / "uploads"
 
     @property
+    def used_file(self) -> Path:
+        """Which steps have been in the store."""
+        return self.uploader_directory / "used.json"
+
+    @property
     def trash(self) -> Path:
         """What was renamed away and is being deleted; never read."""
         return self.path / ".trash"

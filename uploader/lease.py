@@ -39,8 +39,12 @@ def sign(first: Heartbeat | None, now: Heartbeat | None, watched_s: float, lease
         return Sign.GONE
     if now is not None and now != first:
         return Sign.LIVES
-    patience_s = lease_s if now is None else max(lease_s, BEATS * now.every_s)
-    return Sign.GONE if watched_s >= patience_s else Sign.UNKNOWN
+    return Sign.GONE if watched_s >= patience(now, lease_s) else Sign.UNKNOWN
+
+
+def patience(now: Heartbeat | None, lease_s: float) -> float:
+    """For how many seconds an owner is watched that gives no sign of life. Pure."""
+    return lease_s if now is None else max(lease_s, BEATS * now.every_s)
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,8 @@ class Lease:
         while found is Sign.UNKNOWN:
             if not looks:
                 who = owner or f"the process that took generation {number}"
-                say(f"run {run} is owned by {who}, watching its heartbeat for {self.lease_s:.0f} s")
+                watch_s = patience(now, self.lease_s)
+                say(f"run {run} is owned by {who}, watching its heartbeat for {watch_s:.0f} s")
             await self.sleep(self.lease_s / LOOKS)
             watched_s = self.clock() - began_s
             now, looks = await heartbeat.read(store, number), looks + 1

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterable, Set
 
 from uploader import layout
-from uploader.errors import CorruptError, StoreError, WmtpError
+from uploader.errors import CorruptError, StoreError, TooLarge, WmtpError
 from uploader.record import NodeRecord
 from uploader.status import StatusFile
 from uploader.watch import LocalStep
@@ -28,7 +28,7 @@ class Ledger:
     def __init__(self, status: StatusFile) -> None:
         self._status = status
         self.failed: dict[str, CorruptError] = {}
-        self.refused: dict[str, StoreError] = {}
+        self.refused: dict[str, StoreError | TooLarge] = {}
         self.tried: set[str] = set()
         self.handed_in: set[str] = set()
         self._unreadable: set[str] = set()
@@ -61,7 +61,7 @@ class Ledger:
             self.failed = {name: self.failed[name] for name in self.failed if name not in healed}
             self._status.show(failed_steps={name: str(error) for name, error in self.failed.items()})
 
-    def refuse(self, step: LocalStep, error: StoreError) -> None:
+    def refuse(self, step: LocalStep, error: StoreError | TooLarge) -> None:
         """The store refused a step; the others are not held up."""
         log.error("%s: not committed: %s", step.name, error)
         self.refused[step.name] = error
@@ -84,7 +84,7 @@ class Ledger:
                 self._status.skipped(record)
 
     def leave_out(self, name: str, why: str) -> None:
-        """A foreign checkpoint that will not be uploaded."""
+        """A step that will not be uploaded, for another reason than retention."""
         if name not in self._told:
             self._told.add(name)
             self._status.left_out(name, why)

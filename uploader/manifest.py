@@ -5,7 +5,6 @@ effect it changes nothing. It is only an index: ``rebuild`` makes it again from 
 records.
 """
 
-import json
 from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
 from typing import Annotated, Self
@@ -21,6 +20,8 @@ from uploader.record import CommitRecord, Metrics
 from uploader.retention import Committed
 from uploader.seal import Sealed, sealed
 from uploader.settings import SCHEMA_VERSION, Strict
+
+_LAYOUTS = RunKeys(), RunKeys(in_place=True)
 
 
 class Entry(Strict):
@@ -45,8 +46,7 @@ class Entry(Strict):
 
     @model_validator(mode="after")
     def _names_its_record(self) -> Self:
-        keys = [RunKeys(in_place=kind).commit_record(self.step, self.generation) for kind in (False, True)]
-        if self.record not in keys:
+        if not any(self.record == one.commit_record(self.step, self.generation) for one in _LAYOUTS):
             raise ValueError(f"{self.record[:100]!r} is no commit record of {self.name}")
         return self
 
@@ -107,7 +107,7 @@ class Manifest(Sealed):
         return None if self.latest is None else self.live[layout.step_name(self.latest)]
 
     def encode(self) -> bytes:
-        return sealed(json.dumps(self.model_dump(mode="json"), indent=1).encode())
+        return sealed(self.model_dump_json(indent=1).encode(), layout.MANIFEST_KEY)
 
     def find(self, name: str) -> Entry | None:
         """The entry a user means by ``latest``, ``step_N`` or ``step_N@gG``."""

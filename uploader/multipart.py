@@ -51,10 +51,7 @@ async def upload_file(
         CorruptError: the file is not what its record says; there is no object, perhaps an unfinished upload.
         StoreError: it could not be stored.
     """
-    with _reading(path):
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        whole = FileSlice(descriptor, 0, record.size_bytes, str(path))
+    with opened(path, record) as whole:
         cut = part_size(record.size_bytes, flow.part_size(record.size_bytes))
         if record.size_bytes > cut or journal.find(key) is not None:
             await _InParts(store, key, whole, record, flow, journal, progress, cut).send()
@@ -62,6 +59,22 @@ async def upload_file(
             async with flow.slot():
                 await _send(whole, record.crc64nvme, partial(_put, store, key, record.crc64nvme))
             progress(record.size_bytes)
+
+
+@contextmanager
+def opened(path: Path, record: FileRecord) -> Iterator[FileSlice]:
+    """All of a file, open as long as the context lasts.
+
+    Raises:
+        CorruptError: it is missing or can't be read: as bad as one that is corrupt, and no worse.
+    """
+    try:
+        with disk_errors("reading", path):
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except DiskError as error:
+        raise CorruptError(error.problem, doing="reading", subject=error.subject) from error
+    try:
+        yield FileSlice(descriptor, 0, record.size_bytes, str(path))
     finally:
         os.close(descriptor)
 
@@ -213,13 +226,3 @@ async def _send(body: FileSlice, crc64nvme: str, request: Callable[[FileSlice], 
             problem = f"bytes {body.start} to {body.start + len(body)} are not those that were written"
             raise CorruptError(problem, doing="uploading", subject=body.name) from None
     return await request(body)
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """A file that is missing or can't be read is as bad as one that is corrupt, and no worse."""
-    try:
-        with disk_errors("reading", path):
-            yield
-    except DiskError as error:
-        raise CorruptError(error.problem, doing="reading", subject=error.subject) from error

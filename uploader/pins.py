@@ -8,7 +8,7 @@ manifest first has won. A pin changes that one flag and is no claim to the run: 
 import getpass
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from datetime import datetime
 from typing import Annotated, Self
 
@@ -132,3 +132,11 @@ def marked(index: Manifest, entry: Entry, *, pinned: bool) -> Manifest:
         }
 
     return index.model_copy(update={"live": mark(index.live), "superseded": mark(index.superseded)})
+
+
+def all_marked(index: Manifest, names: Set[str]) -> Manifest:
+    """The manifest in which those of its entries are pinned whose names (``step_N@gG``) are given. Pure."""
+    for entry in [*index.live.values(), *index.superseded.values()]:
+        if entry.name in names and not entry.pinned:
+            index = marked(index, entry, pinned=True)
+    return index

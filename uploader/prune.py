@@ -100,14 +100,14 @@ async def mark(
     """Mark steps ``deleting``, but those that are pinned by now; with a grace, note when they were.
 
     A pin is made visible before it claims to hold: it is in the listing, or in the manifest that is swapped,
-    or whoever makes it finds the step marked.
+    or whoever makes it finds the step marked. What died between its object and the manifest is finished.
 
     Raises:
         OwnershipError: a newer generation owns the run; nothing was marked.
     """
-    if chosen := set(names):
-        chosen -= await pins.names(store)
-    index = await file.update(lambda one: manifest.deleting(one, chosen, claim))
+    chosen = set(names)
+    pinned = chosen & await pins.names(store) if chosen else set()
+    index = await file.update(lambda one: manifest.deleting(pins.all_marked(one, pinned), chosen, claim))
     if grace_s and any(entry.deleting_since is None for entry in index.deleting.values()):
         written_s = (await store.head(layout.MANIFEST_KEY)).modified_at
         since = datetime.fromtimestamp(written_s, UTC) if written_s is not None else datetime.now(UTC)

@@ -57,8 +57,13 @@ class RunFile(Claim, Sealed):
         return decode(cls, data, subject=str(directory.run_file), hint=hint)
 
     def write(self, directory: RunDirectory) -> None:
-        """Replace the run file, atomically and durably."""
-        files.replace(directory.run_file, sealed(self.model_dump_json(indent=1).encode()))
+        """Replace the run file, atomically and durably.
+
+        Raises:
+            DiskError: the directory can't be written.
+        """
+        with files.disk_errors("writing", directory.run_file):
+            files.replace(directory.run_file, sealed(self.model_dump_json(indent=1).encode(), "run.json"))
 
     def setting(self) -> Self:
         """All but what an uploader takes over while it serves: who owns the run, and its retention."""

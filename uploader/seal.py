@@ -10,6 +10,8 @@ from typing import Any
 from pydantic import model_validator
 
 from uploader import checksum
+from uploader.below import MAX_SMALL_BYTES
+from uploader.errors import TooLarge
 from uploader.settings import Strict
 
 FIELD = "self_crc64nvme"
@@ -17,9 +19,19 @@ _SEAL = re.compile(rb',\s*"self_crc64nvme":\s*"([A-Za-z0-9+/=]*)"\s*\}\s*\Z')
 _LONGEST_BYTES = 100
 
 
-def sealed(body: bytes) -> bytes:
-    """A JSON object, which has fields, with its seal as one more."""
+def sealed(body: bytes, what: str = "a JSON file") -> bytes:
+    """A JSON object, which has fields, with its seal as one more.
+
+    Args:
+        what: for the error.
+
+    Raises:
+        TooLarge: nobody would read it.
+    """
     content = body.rstrip().removesuffix(b"}").rstrip()
+    if len(content) + _LONGEST_BYTES > MAX_SMALL_BYTES:
+        problem = f"its {len(content)} bytes are more than {MAX_SMALL_BYTES}, the most that is read"
+        raise TooLarge(problem, doing="writing", subject=what, hint="write fewer or shorter metrics")
     return b'%s,"%s":"%s"}\n' % (content, FIELD.encode(), checksum.of_bytes(content).encode())
 
 
@@ -43,4 +55,4 @@ class Sealed(Strict):
         return given
 
     def encode(self) -> bytes:
-        return sealed(self.model_dump_json().encode())
+        return sealed(self.model_dump_json().encode(), type(self).__name__)

@@ -16,9 +16,17 @@ import anyio
 
 from uploader import early, layout, manifest
 from uploader.backlog import Backlog, sort_out
-from uploader.commit import commit
+from uploader.commit import commit, is_committed
 from uploader.early import HeadStart
-from uploader.errors import BucketMissing, CorruptError, NotDurable, OwnershipError, StoreError, WmtpError
+from uploader.errors import (
+    BucketMissing,
+    CorruptError,
+    NotDurable,
+    OwnershipError,
+    StoreError,
+    TooLarge,
+    WmtpError,
+)
 from uploader.events import Event, RunFinished, ShardSaved
 from uploader.files import is_locked
 from uploader.flow import Flow
@@ -37,12 +45,15 @@ from uploader.status import StatusFile
 from uploader.store.base import ObjectStore
 from uploader.store.retrying import RetryingStore
 from uploader.upkeep import Upkeep
+from uploader.used import UsedKeys
 from uploader.watch import LocalStep, LocalSteps, changes
 
 log = logging.getLogger("uploader")
 
 POLL_S = 5.0
 """How long a lost notification can go unnoticed."""
+EARLY_S = 0.01
+"""A timer may end a little before its time."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +125,7 @@ class RunService:
             sleep=clocks.sleep,
         )
         self._index = Manifest(run=run.run)
+        self._used = UsedKeys(directory, run.destination)
         self._ledger = Ledger(status)
         self._error: WmtpError | None = None
         self._settled: object = None
@@ -172,7 +184,7 @@ class RunService:
             wait_s = self._steps.settles_in_s() if waits else 0.0
             if wait_s and not self._took:
                 waits -= 1
-                await self._clocks.retry.sleep(wait_s)
+                await self._clocks.retry.sleep(wait_s + EARLY_S)
             elif not (self._took or self._upkeep.is_due or self._is_followed()):
                 self._end(events, self._steps.incomplete())
                 if not is_locked(self._directory.trainer_lock):
@@ -248,11 +260,13 @@ class RunService:
         """
         self._index = await self._read_manifest()
         self._ledger.tried.clear()
+        self._note_used(local)
         while True:
             if waiting := self._waiting(local):
                 async with self._upkeep.beside(self._run, self._index, local):
                     await self._make_durable(waiting[0])
                 local = self._scan()
+                self._note_used(local)  # before it could be pruned
             backlog = self._sort_out(local)
             self._ledger.skip(one.record for one in backlog.skip)
             await self._upkeep.discard(self._index, backlog)
@@ -281,7 +295,13 @@ class RunService:
 
     async def _read_manifest(self) -> Manifest:
         """The manifest as this generation owns it; made from the records where it is missing."""
-        return await self._manifest.update(partial(manifest.adopted, claim=self._run))
+
+        def adopted(index: Manifest) -> Manifest:
+            if index == Manifest(run=self._run.run):  # not even a generation is known there
+                self._used.forget()
+            return manifest.adopted(index, self._run)
+
+        return await self._manifest.update(adopted)
 
     async def _look(self) -> list[LocalStep]:
         """Committed steps on disk, newest first; one foreign checkpoint at most becomes one of them now."""
@@ -326,14 +346,21 @@ class RunService:
             failed=self._ledger.failed,
             refused=self._ledger.refused,
             in_flight={upload.step for upload in self._journal.all() if upload.step},
+            pruned=self._used.pruned,
         )
+
+    def _note_used(self, local: list[LocalStep]) -> None:
+        if not self._keys.in_place:
+            self._used.note(local, self._index)
 
     async def _make_durable(self, local: LocalStep) -> None:
         """Commit one step and list it in the manifest. One that can't be never blocks the next one."""
         self._ledger.tried.add(local.name)
         began_s = self._clocks.monotonic()
-        self._status.uploading(local.record)
         try:
+            if await self._is_pruned(local):
+                return
+            self._status.uploading(local.record)
             record = await commit(local, self._store, self._keys, self._flow, self._journal, self._progressed)
         except CorruptError as error:
             if self._is_there(local):
@@ -343,7 +370,7 @@ class RunService:
             return
         except BucketMissing:
             raise
-        except StoreError as error:
+        except (StoreError, TooLarge) as error:
             self._ledger.refuse(local, error)
             return
         self._ledger.taken(local)
@@ -351,8 +378,23 @@ class RunService:
             self._ledger.handed_in.add(local.name)
             return
         entry = Entry.of(record, self._keys)
-        self._index = await self._manifest.update(lambda index: manifest.committed(index, entry, self._run))
+        try:
+            self._index = await self._manifest.update(lambda one: manifest.committed(one, entry, self._run))
+        except TooLarge as error:  # pruning goes on, and may make room
+            self._ledger.refuse(local, error)
+            return
         self._status.durable(local.record, self._clocks.monotonic() - began_s)
+
+    async def _is_pruned(self, local: LocalStep) -> bool:
+        """Whether a step was in the store and is not any more.
+
+        An index from a backup does not prove that: a step of which all is there is listed again.
+        """
+        if local.name not in self._used.names or await is_committed(local, self._store, self._keys):
+            return False
+        self._used.pruned.add(local.name)
+        self._ledger.leave_out(local.name, "not uploaded again: the store has pruned it")
+        return True
 
     def _is_there(self, local: LocalStep) -> bool:
         """Whether the step is still on disk, unchanged: a trainer may have replaced it while it was read."""

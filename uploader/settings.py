@@ -54,6 +54,8 @@ class StorageSettings(Strict):
         read_timeout_s: seconds without a byte after which a request counts as lost.
     """
 
+    model_config = ConfigDict(allow_inf_nan=False)
+
     preset: presets.PresetName | None = None
     endpoint_url: str | None = None
     region: str | None = None
@@ -130,6 +132,8 @@ class UploadSettings(Strict):
         pacing: whether uploads stand back where they slow down the trainer's steps.
         quiet_s: seconds without a change that make a foreign checkpoint complete whose format tells nothing.
     """
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
     part_size_bytes: PartSize = 16 * 1024**2
     parts_in_flight: PartsInFlight = 8

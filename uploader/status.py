@@ -167,7 +167,7 @@ class StatusFile:
         self.show(skipped_total=self.status.skipped_total + 1)
 
     def left_out(self, name: str, why: str) -> None:
-        """A foreign checkpoint will not be uploaded."""
+        """A step will not be uploaded, for another reason than retention."""
         log.warning("%s: %s", name.partition("@")[0], why)
         self.show(skipped_total=self.status.skipped_total + 1)
 

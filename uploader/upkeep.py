@@ -1,15 +1,16 @@
 """Prune and sweep one run: retention carried out after each commit, debris looked for once in a generation.
 
-No commit waits for it. Beside an upload it is cut off when that ends; alone it stops after ``SLICE_S`` for a
+No commit waits for it. Beside an upload it is cut off when that ends; alone it stops after some seconds for a
 look at the disk; a grace is no wait but a time to come back at. What a store refuses to delete is told, left
 marked, and tried again after ``RETRY_S``: it holds up neither a commit, nor the disk, nor another step.
 """
 
 import logging
 import math
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
+from functools import partial
 
 import anyio
 
@@ -24,20 +25,28 @@ from uploader.prune import Ages
 from uploader.run import RunFile
 from uploader.status import StatusFile
 from uploader.store.base import ObjectStore
-from uploader.tasks import task_group
+from uploader.tasks import side_by_side, task_group
 from uploader.unfinished import give_up_unwanted
 from uploader.watch import LocalStep
 
 log = logging.getLogger("uploader")
 
-SLICE_S = 5.0
-"""How long pruning goes on before the disk is looked at again."""
+SLICE_S, SLICE_OF_ENTRY_S = 5.0, 0.0005
+"""How long pruning goes on before the disk is looked at again, and how much longer for each step listed: a
+manifest of a hundred thousand steps takes seconds to be written."""
 RETRY_S = 600.0
 """After how long the store is asked again what it refused."""
 AT_ONCE = 8
-"""Steps whose entries are dropped together: what a cut may make us look at twice."""
+"""Steps that are removed side by side."""
+DROPS = 5
+"""How often in a slice the entries of those that went are dropped: what a cut may make us look at twice."""
 PRUNING, TRASH, DEBRIS = "pruning", "trash", "debris"
 """What ``undeletable`` calls that which has no step's name."""
+
+
+def slice_s(index: Manifest) -> float:
+    """For how many seconds pruning goes on in one go. Pure."""
+    return SLICE_S + SLICE_OF_ENTRY_S * len(index.names())
 
 
 class Upkeep:
@@ -97,12 +106,12 @@ class Upkeep:
             group.cancel_scope.cancel()
 
     async def prune(self, run: RunFile, index: Manifest, local: list[LocalStep]) -> Manifest:
-        """Prune the store and empty the trash, as far as that goes in ``SLICE_S``; the manifest then.
+        """Prune the store and empty the trash, as far as that goes in a slice of time; the manifest then.
 
         Raises:
             OwnershipError: a newer generation owns the run.
         """
-        with anyio.move_on_after(SLICE_S):
+        with anyio.move_on_after(slice_s(index)):
             return await self._prune(run, index, local)
         return index
 
@@ -133,12 +142,22 @@ class Upkeep:
             for entry in index.deleting.values()
             if not waits_s[entry.name] and self._may_try(entry.name)
         ]
-        for start in range(0, len(due), AT_ONCE):
-            batch = due[start : start + AT_ONCE]
-            gone = [entry for entry in batch if await self._removes(run, local, entry)]
-            index = await self._drop(run, gone) if gone else index
+        index = await self._remove(run, index, local, due)
         later_s = [wait_s for wait_s in waits_s.values() if wait_s]
         return index, self._monotonic() + min(later_s, default=math.inf)
+
+    async def _remove(
+        self, run: RunFile, index: Manifest, local: list[LocalStep], due: Sequence[Entry]
+    ) -> Manifest:
+        """Remove steps, some side by side, and drop the entries of those that went."""
+        gone, since_s = list[Entry](), self._monotonic()
+        for start in range(0, len(due), AT_ONCE):
+            batch, is_last = due[start : start + AT_ONCE], start + AT_ONCE >= len(due)
+            await side_by_side(partial(self._remove_one, run, local, entry, gone) for entry in batch)
+            if gone and (is_last or self._monotonic() - since_s >= slice_s(index) / DROPS):
+                index = await self._drop(run, gone)
+                gone, since_s = [], self._monotonic()
+        return index
 
     async def _drop(self, run: RunFile, gone: list[Entry]) -> Manifest:
         names = [entry.name for entry in gone]
@@ -146,18 +165,19 @@ class Upkeep:
         self._status.pruned([entry.step for entry in gone], where="remote")
         return index
 
-    async def _removes(self, run: RunFile, local: list[LocalStep], entry: Entry) -> bool:
-        """Whether a step's objects are gone now. A loader may hold them, or the store refuse."""
-        gone = False
+    async def _remove_one(
+        self, run: RunFile, local: list[LocalStep], entry: Entry, gone: list[Entry]
+    ) -> None:
+        """Remove a step's objects. It is added to ``gone``, unless a loader holds it or the store refuses."""
         async with self._told(entry.name):
             if self._keys.in_place:
                 mine = [one for one in local if one.name == entry.name]
-                gone = len(await discard.discard_local(self._directory, mine)) == len(mine)
+                if len(await discard.discard_local(self._directory, mine)) < len(mine):
+                    return
             else:
                 purge = run.upload.purge_versions
                 await prune.remove_objects(self._store, self._keys, entry, purge=purge)
-                gone = True
-        return gone
+            gone.append(entry)
 
     @asynccontextmanager
     async def _told(self, what: str) -> AsyncIterator[None]:

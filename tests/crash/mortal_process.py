@@ -1,4 +1,4 @@
-"""A process that kills itself by SIGKILL at a moment: ``python mortal_process.py MOMENT ROLE …``.
+"""A process that kills itself by SIGKILL at a moment; its arguments: ``MOMENT ROLE …``.
 
 Roles: ``upload DIR`` is the uploader as ``wmtp uploader --once`` runs it; ``train DIR RESUME STEP…`` is a
 trainer's start (the real one, on the real store), then the local write of these steps. The product knows
@@ -186,7 +186,8 @@ def upload(path: Path) -> None:
     main()
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """What the process runs."""
     moment, role, directory, *words = sys.argv[1:]
     if moment.startswith("/"):
         at_second_part(moment)

@@ -4,17 +4,16 @@
 some with every ``make test``.
 """
 
-import os
+import itertools
 import re
+import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from mortal_process import MODEL, MOMENTS, PART_BYTES, content
-from real_runs import SLOW, Bucket, Mortal, kill, until
+from mortal_process import MODEL, MOMENTS, PART_BYTES, content, main
+from real_runs import SLOW, Bucket, Finished, Mortal, Running, kill, plain_env, until
 
 from uploader.journal import Journal
 from uploader.layout import RunDirectory
@@ -36,6 +35,7 @@ class Place:
 
     def __init__(self, path: Path, location: Location, storage: StorageSettings) -> None:
         self.directory, self.bucket = RunDirectory(path / "run"), Bucket(location, storage)
+        self._path, self._numbers = path, itertools.count()
         run = RunFile(
             run="run",
             destination=str(location),
@@ -45,36 +45,32 @@ class Place:
         )
         (path / "run.json").write_text(run.model_dump_json())
 
-    def start(self, moment: str, *words: str) -> "subprocess.Popen[str]":
-        command = [sys.executable, str(Path(__file__).with_name("mortal_process.py")), moment, *words]
-        env = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
-        env["PYTHONPATH"] = os.pathsep.join(sys.path)
-        pipe = subprocess.PIPE
-        return subprocess.Popen(command, env=env, stdout=pipe, stderr=subprocess.STDOUT, text=True)
+    def start(self, moment: str, role: str, *words: str) -> Running:
+        words = (moment, role, str(self.directory.path), *words)
+        name = f"process-{next(self._numbers)}"
+        return Running([*words], self._path, plain_env(self._path), name, main)
 
-    def finish(self, process: "subprocess.Popen[str]", code: int = 0) -> str:
-        said, _ = process.communicate(timeout=60)
-        assert process.returncode == code, said
-        return said
+    def finish(self, process: Running, code: int = 0) -> Finished:
+        ended = process.wait()
+        assert ended.code == code, ended.out + ended.err
+        return ended
 
     def train(self, resume: str = "auto", *steps: int) -> int:
         """A trainer that nobody kills; the step it goes on after."""
-        words = ("train", str(self.directory.path), resume, *map(str, steps))
-        said = self.finish(self.start("never", *words))
-        found = re.search(r"goes on after step (\d+)", said)
+        said = self.finish(self.start("never", "train", resume, *map(str, steps)))
+        found = re.search(r"goes on after step (\d+)", said.out)
         assert found is not None
         return int(found[1])
 
     def upload(self) -> None:
         """An uploader that nobody kills."""
-        self.finish(self.start("never", "upload", str(self.directory.path)))
+        self.finish(self.start("never", "upload"))
 
     def train_dies(self, moment: str, resume: str = "auto", *steps: int) -> None:
-        words = ("train", str(self.directory.path), resume, *map(str, steps))
-        self.finish(self.start(moment, *words), -signal.SIGKILL)
+        self.finish(self.start(moment, "train", resume, *map(str, steps)), -signal.SIGKILL)
 
     def upload_dies(self, moment: str) -> None:
-        self.finish(self.start(moment, "upload", str(self.directory.path)), -signal.SIGKILL)
+        self.finish(self.start(moment, "upload"), -signal.SIGKILL)
 
     def local(self) -> list[int]:
         return sorted(one.step for one in LocalSteps(self.directory).scan()[0])
@@ -171,7 +167,7 @@ def the_next_round_supersedes(place: Place, moment: str) -> None:
 
 def the_download_begins_anew(place: Place, moment: str) -> None:
     """The trainer dies while it restores step 10 to an empty disk."""
-    subprocess.run(["rm", "-r", str(place.directory.step(10))], check=True)  # noqa: S607
+    shutil.rmtree(place.directory.step(10))
     place.train_dies(moment)
     assert place.local() == []
     assert place.train() == 10
@@ -216,7 +212,7 @@ def test_the_server_is_killed_between_two_parts(tmp_path: Path, mortal: Mortal) 
     place = Place(tmp_path, lab.base.join("run"), server.storage())
     place.train("auto", 10)
     marker = tmp_path / "halt"
-    uploader = place.start(str(marker), "upload", str(place.directory.path))
+    uploader = place.start(str(marker), "upload")
     until(marker.exists, "the second part is to be sent")
     pid = find_process(server.data / "objects")
     assert pid is not None

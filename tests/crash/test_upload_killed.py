@@ -4,17 +4,16 @@ The uploader is a process of its own and the server is real; a gate between them
 the process is to die.
 """
 
+import itertools
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 from gate import Asked, Decision, Gate
-from real_runs import SLOW, Bucket
+from real_runs import SLOW, Bucket, Running, plain_env
 from steps import FIRST, generation_file, make_step, run_file
 
 from uploader.journal import Journal
@@ -36,7 +35,7 @@ class Place:
 
     def __init__(self, path: Path, gate: Gate, location: Location, storage: StorageSettings) -> None:
         self.directory, self.gate = RunDirectory(path), gate
-        self.bucket = Bucket(location, storage)
+        self.bucket, self._path, self._numbers = Bucket(location, storage), path.parent, itertools.count()
         path.mkdir(parents=True)
         self.bucket.put(generation_key(1), generation_file(FIRST).model_dump_json().encode())
         run: RunFile = run_file(
@@ -54,10 +53,12 @@ class Place:
         make_step(self.directory, 7, files={NAME: data})
         return data
 
-    def upload(self) -> "subprocess.Popen[bytes]":
-        words = [sys.executable, "-m", "wmtp", "uploader", "--watch", str(self.directory.path), "--once"]
-        env = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
-        return subprocess.Popen(words, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    def upload(self) -> Running:
+        words, name = (
+            ["uploader", "--watch", str(self.directory.path), "--once"],
+            f"process-{next(self._numbers)}",
+        )
+        return Running(words, self._path, plain_env(self._path), name)
 
     def killed(self, decide: Callable[[Asked], Decision], held: int = 1) -> None:
         """An uploader that is killed when so many of its requests are held."""
@@ -66,16 +67,13 @@ class Place:
         try:
             self.gate.wait_for(lambda: len(self.gate.held) >= held, f"{held} requests are held")
         finally:
-            process.send_signal(signal.SIGKILL)
-            process.communicate()
-        assert process.returncode == -signal.SIGKILL
+            ended = process.kill()
+        assert ended.code == -signal.SIGKILL
 
     def finished(self) -> None:
         """An uploader that nobody kills."""
         self.gate.reset()
-        process = self.upload()
-        _, said = process.communicate()
-        assert process.returncode == 0, said.decode()
+        self.upload().wait().require()
 
     def require_durable(self, data: bytes) -> None:
         assert self.bucket.live_steps() == [7]

@@ -80,7 +80,7 @@ def random_moment(lab: Lab, rng: random.Random, killed: set[int]) -> Callable[[]
     return look
 
 
-@pytest.mark.parametrize(("kills", "steps", "seed"), [(3, 300, 1), pytest.param(10, 700, 2, marks=SLOW)])
+@pytest.mark.parametrize(("kills", "steps", "seed"), [(3, 160, 1), pytest.param(10, 700, 2, marks=SLOW)])
 def test_nothing_committed_is_lost_and_nothing_half_shown(
     each_lab: Lab, kills: int, steps: int, seed: int
 ) -> None:

@@ -20,7 +20,7 @@ import anyio
 import boto3
 import pytest
 from policies import DOCUMENT, NEEDS, WITH_PARAMETERS, Request, actions_of, allows, documented, without
-from real_runs import Lab
+from real_runs import Lab, end
 from steps import IN_PARTS, make_step, run_file
 
 from uploader import files
@@ -91,7 +91,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
         patched.setattr(seaweedfs, "command", lambda *words: [*command(*words), "-s3.iam.readOnly=false"])
         server = Guarded(tmp_path_factory.mktemp("guarded") / "s3")
         yield server
-        server.server.stop()
+        end(server.server)
 
 
 @pytest.fixture

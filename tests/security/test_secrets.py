@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import yaml
 from pydantic import ValidationError
-from real_runs import Finished, Lab
+from real_runs import Finished, Lab, end
 from secrets_of import (
     ACCESS_KEY,
     API_KEY,
@@ -48,6 +48,8 @@ ENVIRONMENT = {
 }
 HASTY = ("--set", "paths.checkpoints.store_timeout_s=1", "--set", "storage.connect_timeout_s=1")
 TRAIN = ("train", "--verbose", "--max-steps", "10")
+LOOK_S = 0.05
+"""How often the command lines of all processes are read."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ class Stage:
 
     def play(self, name: str, words: tuple[str, ...], env: Mapping[str, str]) -> None:
         running = self.lab.start(*words, env=env)
-        while not running.ended:
+        while not running.ends_within(LOOK_S):
             self._look()
         self.said[name] = running.wait()
 
@@ -189,7 +191,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
         for name, words in AFTERWARDS.items():
             stage.play(name, words, {**ENVIRONMENT, "AWS_SESSION_TOKEN": SESSION_TOKEN})
         yield stage
-    server.stop()
+    end(server)
 
 
 def test_the_search_finds_what_is_there() -> None:

@@ -1,4 +1,4 @@
-"""Five bugs that protocols like this one are known for, to be put into the code while a context lasts.
+"""Six bugs that protocols like this one are known for, to be put into the code while a context lasts.
 
 Each replaces one function of the code under test. The simulation has to find every one of them.
 """
@@ -12,6 +12,7 @@ from uploader import backlog, files, service
 from uploader import commit as commits
 from uploader.manifest_file import ManifestFile
 from uploader.queue import EventQueue
+from uploader.used import UsedKeys
 
 Bug = Callable[[], AbstractContextManager[object]]
 
@@ -89,6 +90,11 @@ def event_acknowledged_early() -> Iterator[None]:
         yield
 
 
+def keys_used_twice() -> AbstractContextManager[object]:
+    """What the store has pruned is uploaded again where a disk has kept it and a trainer goes back to it."""
+    return _replaced(UsedKeys, "note", lambda *_: None)
+
+
 BUGS: dict[str, Bug] = {
     bug.__name__: bug
     for bug in (
@@ -97,5 +103,6 @@ BUGS: dict[str, Bug] = {
         no_directory_fsync,
         swap_without_reading_again,
         event_acknowledged_early,
+        keys_used_twice,
     )
 }

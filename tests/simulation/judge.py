@@ -29,6 +29,7 @@ class Judge:
         index: the manifest now.
         local: by machine: the steps whose local write ended, and that were not discarded.
         acknowledged: every step that ever stood in the manifest as live.
+        pruned: every step that the manifest has dropped.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Judge:
         self.local: dict[str, set[Key]] = {}
         self.acknowledged: set[Key] = set()
         self._gone: set[str] = set()
+        self.pruned: set[Key] = set()
         self._records: dict[str, list[tuple[str, int, str]]] = {}
         store.changed, store.kept, store.came_late = self._changed, self._kept, self._came_late
 
@@ -141,6 +143,9 @@ class Judge:
             began = self._store.peek(f"generations/{old.superseded_by[key]:04d}.json")
             age_s = self._now_s() - (began[0].modified_at or 0.0 if began else 0.0)
             self.require(age_s >= self._keep_superseded_s, f"the superseded step {key} goes too early")
+        self.pruned |= old.deleting.keys() - new.deleting.keys()
+        back = sorted(self.pruned & new.live.keys())
+        self.require(not back, f"{back} are back, under keys of which a deletion may be on its way")
         for key in old.deleting.keys() - new.deleting.keys():
             self.require(not self._store.peek(old.deleting[key]), f"the deleted step {key} has its record")
             self.require(key not in new.live, f"step {key} was being deleted, and is live")

@@ -10,7 +10,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from uploader.errors import StoreBusy, StoreDenied, StoreUnavailable, WmtpError
-from uploader.store.base import ObjectInfo, PartInfo, UploadInfo
+from uploader.store.base import NewObject, ObjectInfo, PartInfo, UploadInfo
 from uploader.store.body import Body, pieces
 from uploader.store.memory import MemoryStore
 
@@ -78,15 +78,10 @@ class Network:
             trouble = "denied"
         return trouble, 10 ** rng.uniform(-2, 1.6) if rng.random() < self.weather.slow else 0.0
 
-    def send_late(self, name: str, key: str, effect: Callable[[], Awaitable[object]]) -> None:
-        """Have an effect some time, whatever becomes of whoever asked for it.
-
-        A deletion is not long under way: the keys of a step that was pruned, then gone back to and so saved
-        once more, are the same ones, and nothing could tell the two apart.
-        """
+    def send_late(self, key: str, effect: Callable[[], Awaitable[object]]) -> None:
+        """Have an effect some time, whatever becomes of whoever asked for it."""
         self._under_way += 1
-        longest_s = 1.0 if name == "delete" else LATEST_S
-        after_s = 0.1 * (longest_s / 0.1) ** self._rng.random()
+        after_s = 0.1 * (LATEST_S / 0.1) ** self._rng.random()
         self._tasks.start_soon(self._land, key, effect, after_s)
 
     async def _land(self, key: str, effect: Callable[[], Awaitable[object]], after_s: float) -> None:
@@ -133,7 +128,7 @@ class Link:
         if trouble in ("late", "hangs") or dies == "within":
             process.note(process.name, f"{what}: {trouble or 'in the network'}")
             if trouble != "hangs" and name in CHANGES:
-                network.send_late(name, key, effect)
+                network.send_late(key, effect)
             if dies:
                 process.perish(f"within {what}")
             if trouble == "hangs":
@@ -168,6 +163,11 @@ class Link:
 
     async def put(self, key: str, body: Body, **more: Any) -> str:
         return await self._ask("put", key, partial(self._store.put, key, _bytes(body), **more))
+
+    async def put_some(self, objects: Sequence[NewObject]) -> int:
+        first = objects[0]
+        await self.put(first.key, first.body, crc64nvme=first.crc64nvme)
+        return 1
 
     async def list(self, prefix: str = "") -> AsyncIterator[ObjectInfo]:
         for info in await self._ask("list", prefix, partial(_all, self._store.list, prefix)):

@@ -26,7 +26,7 @@ from .judge import Broken
 from .network import Weather
 from .outside import outside_replaced
 from .process import Fuse, random_fuse
-from .world import RETENTIONS, STALE_S, Machine, Start, World
+from .world import ON_DISK, RETENTIONS, STALE_S, Machine, Start, World
 
 ROOT = Path("/dev/shm")  # noqa: S108 - in memory, where no inode number comes twice
 PATIENCE_S = 4000.0
@@ -68,7 +68,7 @@ def play(seed: int, bug: Callable[[], AbstractContextManager[object]] = nullcont
     async def main() -> None:
         async with anyio.create_task_group() as tasks:
             retention = rng.choice(RETENTIONS)
-            world = World(rng, root, tasks, retention, rng.choice((0.0, 0.0, 2.0)))
+            world = World(rng, root, tasks, retention, rng.choice(ON_DISK), rng.choice((0.0, 0.0, 2.0)))
             worlds.append(world)
             world.loop_time = asyncio.get_running_loop().time
             with outside_replaced(world), bug():
@@ -121,9 +121,11 @@ async def _tell(world: World) -> None:
 def _how(world: World, machine: Machine) -> Start:
     rng = world.rng
     saves, choice, by_force = rng.randint(1, 4), rng.random(), rng.random() < 0.3
-    known = sorted(set(world.judge.index.live) | set(world.judge.index.superseded))
-    if choice < 0.15 and known:
-        step, generation = rng.choice(known)
+    here = world.judge.local.get(machine.name, set())
+    index, pruned = world.judge.index, sorted(here & world.judge.pruned)
+    known = sorted({*index.live, *index.superseded})
+    if choice < (0.5 if pruned else 0.15) and (pruned or known):
+        step, generation = rng.choice(pruned or known)
         name = rng.choice((f"step_{step}", f"step_{step}@g{generation}"))
         return Start(name, saves=saves, take_over=by_force)
     if choice < 0.2:

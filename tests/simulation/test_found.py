@@ -91,13 +91,16 @@ async def test_a_record_that_came_late_is_no_step_to_go_on_from() -> None:
     store = MemoryStore()
     file = ManifestFile(store, "run", RunKeys())
     await taken(store, FIRST)
-    for step in (10, 30):
+    for step in (10, 30, 40):
         record = commit_record(step)
         store._keep(RunKeys().commit_record(step, 1), record.encode())
+        for one in record.files if step == 30 else ():  # of the others the files are gone
+            store._keep(RunKeys().step_prefix(step, 1) + one.path, bytes(one.size_bytes))
     listed = Entry.of(commit_record(20), RunKeys())
     index = manifest.committed(Manifest(run="run"), listed, FIRST)
     entries, errors = await file.unlisted(index, FIRST)
-    assert ([entry.step for entry in entries], errors) == ([30], [])
+    assert [entry.step for entry in entries] == [30]
+    assert [error.subject for error in errors] == ["memory:///step_40/g1/checkpoint.json"]
 
 
 def commit_record(step: int) -> CommitRecord:

@@ -43,6 +43,7 @@ PROBLEMS = {
     "no_directory_fsync": "are lost on",
     "swap_without_reading_again": "took the index back|is lost|is listed, but|leads? to",
     "event_acknowledged_early": "is acknowledged before it is durable",
+    "keys_used_twice": "are back, under keys of which a deletion may be on its way",
 }
 """What each of them breaks."""
 

@@ -86,7 +86,13 @@ class World:
     """
 
     def __init__(
-        self, rng: Random, root: Path, tasks: TaskGroup, retention: Retention, grace_s: float
+        self,
+        rng: Random,
+        root: Path,
+        tasks: TaskGroup,
+        retention: Retention,
+        on_disk: Retention | None,
+        grace_s: float,
     ) -> None:
         self.rng, self._root, self._tasks = rng, root, tasks
         self.trace: list[tuple[float, str, str]] = []
@@ -108,6 +114,7 @@ class World:
             run="run",
             destination="file:///elsewhere/run",
             retention=retention,
+            local_retention=on_disk,
             upload=UploadSettings(
                 part_size_bytes=5 * 1024**2,
                 parts_in_flight=2,
@@ -327,6 +334,8 @@ class World:
             return end.value
 
 
+ON_DISK = (None, Retention(keep_last=5))
+"""What a disk keeps: as much as the store, or more."""
 RETENTIONS = (
     Retention(keep_last=1),
     Retention(keep_last=2),

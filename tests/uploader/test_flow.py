@@ -15,6 +15,7 @@ from uploader.pacing import FLOOR, Trainer
 from uploader.retry import SLOWEST_BYTES_PER_S
 from uploader.settings import StorageSettings, UploadSettings
 from uploader.steptimes import StepTimes
+from uploader.store import FileSlice, open_store
 
 pytestmark = pytest.mark.anyio
 
@@ -127,6 +128,37 @@ async def test_an_upload_that_slows_the_steps_is_slowed_and_what_it_does_is_show
     assert world.flow.state().pacing is None
 
 
+async def test_one_percent_is_the_line_and_the_way_back_is_open(tmp_path: Path) -> None:
+    """Over the ring that a trainer writes, the decision, and the bytes that are let through."""
+    world = World(tmp_path)
+
+    def sent_bytes(step_s: float, steps: int) -> int:
+        """Send as fast as is allowed while a trainer makes steps of this length."""
+        sent, free_s = 0, world.now_s
+        for _ in range(steps):
+            ends_s = world.now_s + step_s
+            while free_s < ends_s:
+                world.now_s = free_s
+                free_s += world.flow.pace(MEBIBYTE) + MEBIBYTE / world.wire_bytes_per_s
+                sent += MEBIBYTE
+            world.now_s = ends_s
+            world.times.ended()
+        return sent
+
+    with world.flow.pacing("run", world.trainer):
+        world.train(60, 1.0)
+        async with world.flow.slot():
+            full = sent_bytes(1.0, 20) / 20
+            tolerated = [sent_bytes(1.009, 10) / 10 / full for _ in range(5)]
+            slowed = [sent_bytes(1.011, 10) / 10 / full for _ in range(6)]
+            back = [sent_bytes(1.0, 10) / 10 / full for _ in range(20)]
+    assert tolerated == pytest.approx([1.0] * 5, rel=0.02)
+    assert slowed == sorted(slowed, reverse=True)
+    assert slowed[-1] < 0.2
+    assert back == sorted(back)
+    assert back[-1] == pytest.approx(1.0, rel=0.02)
+
+
 async def test_part_sizes_follow_what_is_measured(tmp_path: Path) -> None:
     flow = World(tmp_path, UploadSettings(part_size_bytes=16 * MEBIBYTE)).flow
     assert flow.part_size(1024**4) == flow.part_size_bytes == 16 * MEBIBYTE
@@ -135,6 +167,20 @@ async def test_part_sizes_follow_what_is_measured(tmp_path: Path) -> None:
     assert flow.part_size(1024**4) == 48 * MEBIBYTE
     assert flow.part_size(200 * MEBIBYTE) == 24 * MEBIBYTE  # eight at once
     assert flow.part_size(10 * MEBIBYTE) == 16 * MEBIBYTE
+
+
+async def test_what_goes_to_a_directory_is_bounded_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, waits = World(tmp_path, UploadSettings(max_bandwidth_bytes_per_s=MEBIBYTE)), list[float]()
+    monkeypatch.setattr("uploader.store.local.time.sleep", waits.append)
+    source = tmp_path / "source"
+    source.write_bytes(bytes(4 * MEBIBYTE))
+    with source.open("rb") as file:
+        body = FileSlice(file.fileno(), 0, 4 * MEBIBYTE, str(source))
+        async with open_store(Location("", str(tmp_path / "remote")), StorageSettings(), world.flow) as store:
+            await store.put("key", body)
+    assert sum(waits) == pytest.approx(0 + 1 + 2 + 3, abs=0.5)  # by a clock that stands still
 
 
 def test_runs_share_the_flow_of_their_endpoint() -> None:

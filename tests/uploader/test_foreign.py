@@ -1,5 +1,6 @@
 """Foreign checkpoints become local steps once whole and still; they are committed if they stay so."""
 
+import dataclasses
 import os
 import socket
 from collections.abc import Callable, Set
@@ -508,6 +509,20 @@ async def test_once_names_what_is_not_complete(foreign: Foreign) -> None:
     assert raised.value.exit_code == 3
     assert await foreign.live() == ["step_4@g0"]
     assert foreign.status.state == "failed"
+
+
+async def test_a_timer_that_ends_a_little_early_costs_no_checkpoint(foreign: Foreign) -> None:
+    """``once`` waits twice: until they are still, and until they are quiet."""
+    dcp(foreign.path / "step-7")
+
+    async def early(wait_s: float) -> None:
+        foreign.time.s += wait_s - 1e-6
+
+    clocks = foreign.time.clocks
+    foreign.time.clocks = dataclasses.replace(clocks, retry=dataclasses.replace(clocks.retry, sleep=early))
+    foreign.restart()
+    await foreign.service.once()
+    assert await foreign.live() == ["step_7@g0"]
 
 
 def fallback(remote: Path, **more: object) -> Fallback:

@@ -76,6 +76,15 @@ async def test_the_next_process_goes_on_counting() -> None:
     assert (await beats.last()).count == 3
 
 
+async def test_a_count_that_can_grow_no_further_begins_anew() -> None:
+    beats = Beats()
+    await beats.heart.beat()
+    most = (await beats.last()).model_copy(update={"count": 2**53 - 1})
+    beats.store._keep("generations/0001.heartbeat.json", most.encode())
+    await Heart(beats.store, beats.file, lambda: FIRST, 10.0).beat()
+    assert (await beats.last()).count == 0
+
+
 async def test_a_start_on_the_same_directory_is_followed() -> None:
     owners = [FIRST]
     beats = Beats(lambda: owners[-1])

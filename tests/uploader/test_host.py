@@ -6,6 +6,7 @@ from pathlib import Path
 
 import anyio
 import pytest
+from pydantic import ValidationError
 from steps import FIRST, Time, claim, make_step, run_file
 
 from uploader import files, generation, host, queue, service
@@ -265,6 +266,13 @@ def test_a_run_file_comes_back_absolute(directory: RunDirectory, monkeypatch: py
     directory.run_file.write_bytes(directory.run_file.read_bytes()[:-9])
     with pytest.raises(CorruptError, match=r"run\.json.*start the trainer again"):
         RunFile.read(directory)
+
+
+@pytest.mark.parametrize("name", ["keep_superseded_s", "delete_grace_s", "stale_upload_s", "max_wait_s"])
+def test_what_json_cannot_hold_is_no_setting(name: str) -> None:
+    for value in (float("inf"), float("nan")):
+        with pytest.raises(ValidationError, match=name):
+            UploadSettings.model_validate({name: value})
 
 
 def test_what_takes_another_service() -> None:

@@ -94,6 +94,14 @@ async def test_one_that_gives_no_sign_is_gone_after_the_lease_and_not_before() -
     assert watch.said == ["run demo is owned by them@far (process 7), watching its heartbeat for 60 s"]
 
 
+async def test_one_that_beats_seldom_is_watched_for_longer_and_that_is_said() -> None:
+    watch = Watch()
+    watch.put(beat(4).model_copy(update={"every_s": 100.0}))
+    assert await watch.wait()
+    assert 200.0 <= watch.watched_s < 206.0
+    assert watch.said[0].endswith("watching its heartbeat for 200 s")
+
+
 async def test_one_that_never_gave_a_sign_is_waited_for_as_well() -> None:
     watch = Watch()
     assert await watch.wait(30.0)

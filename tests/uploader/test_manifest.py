@@ -11,13 +11,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from steps import FIRST, Time, claim, generation_file, node_record, taken
 
-from uploader import layout, manifest
-from uploader.errors import CorruptError, ObjectMissing, OwnershipError, StoreDenied, StoreUnavailable
+from uploader import layout, manifest, prune
+from uploader.below import MAX_SMALL_BYTES
+from uploader.errors import (
+    CorruptError,
+    ObjectMissing,
+    OwnershipError,
+    StoreDenied,
+    StoreUnavailable,
+    TooLarge,
+)
 from uploader.generation import Claim, Lineage
-from uploader.layout import MANIFEST_KEY, RunKeys
+from uploader.journal import Journal
+from uploader.layout import MANIFEST_KEY, RunDirectory, RunKeys
 from uploader.manifest import Entry, Manifest
-from uploader.manifest_file import ManifestFile
-from uploader.record import CommitRecord
+from uploader.manifest_file import MAX_GROWN_BYTES, ManifestFile
+from uploader.record import CommitRecord, decode
 from uploader.store.memory import Fault, MemoryStore, Operation
 from uploader.store.retrying import RetryingStore
 
@@ -279,15 +288,18 @@ async def test_a_manifest_deleted_under_a_writer_is_made_again() -> None:
     assert await file_of(store).read() == listing(2)  # step 1 had no commit record in the store
 
 
-async def stored(store: MemoryStore, *records: CommitRecord) -> None:
+def keep(store: MemoryStore, *records: CommitRecord) -> None:
+    """Steps with everything their records name."""
     for one in records:
-        await store.put(KEYS.commit_record(one.step, one.generation), one.encode())
+        for file in one.files:
+            store._keep(KEYS.step_prefix(one.step, one.generation) + file.path, bytes(file.size_bytes))
+        store._keep(KEYS.commit_record(one.step, one.generation), one.encode())
 
 
 async def test_rebuild_replaces_a_corrupt_manifest() -> None:
     store = MemoryStore()
     await taken(store, FIRST, SECOND)
-    await stored(store, record(1), record(2), record(3), record(3, 2))
+    keep(store, record(1), record(2), record(3), record(3, 2))
     await store.put("step_2/g1/model.safetensors", b"no record")
     await store.put(MANIFEST_KEY, b"{")
     rebuilt = await file_of(store).rebuild()
@@ -299,7 +311,7 @@ async def test_rebuild_replaces_a_corrupt_manifest() -> None:
 async def test_rebuild_meets_a_commit_in_between() -> None:
     store = MemoryStore()
     await taken(store, FIRST)
-    await stored(store, record(1))
+    keep(store, record(1))
     await file_of(store).rebuild()
     other = MemoryStore()
     other._objects = store._objects
@@ -308,9 +320,7 @@ async def test_rebuild_meets_a_commit_in_between() -> None:
     def faults(operation: Operation) -> None:
         if operation.name == "put" and raced:
             raced.pop()
-            late = record(2)
-            key = KEYS.commit_record(2, 1)
-            other._keep(key, late.encode())
+            keep(other, record(2))
             other._keep(MANIFEST_KEY, listing(1, 2).encode())
 
     store.faults = faults
@@ -320,7 +330,7 @@ async def test_rebuild_meets_a_commit_in_between() -> None:
 async def test_rebuild_names_what_it_cannot_read() -> None:
     store = MemoryStore()
     await taken(store, FIRST)
-    await stored(store, record(1))
+    keep(store, record(1))
     key = KEYS.commit_record(2, 1)
     for wrong, words in ((record(2).encode()[:-9], "EOF"), (record(1).encode(), "record of step_1@g1")):
         await store.put(key, wrong)
@@ -331,7 +341,7 @@ async def test_rebuild_names_what_it_cannot_read() -> None:
 
 async def test_a_lineage_is_never_guessed() -> None:
     store = MemoryStore()
-    await stored(store, record(1), record(2, 2))
+    keep(store, record(1), record(2, 2))
     await taken(store, FIRST)
     with pytest.raises(CorruptError, match=r"generations/0002\.json is missing"):
         await file_of(store).from_records()
@@ -340,7 +350,7 @@ async def test_a_lineage_is_never_guessed() -> None:
 async def test_a_generation_that_committed_nothing_supersedes_nothing() -> None:
     store = MemoryStore()
     await taken(store, FIRST, SECOND)
-    await stored(store, record(3))
+    keep(store, record(3))
     index = await file_of(store).from_records()
     assert index.latest == 3
     assert (index.generation, index.owner) == (2, SECOND.owner)
@@ -375,3 +385,95 @@ async def test_an_error_of_the_store_passes() -> None:
     store = MemoryStore(faults=lambda _: Fault(StoreDenied("no")))
     with pytest.raises(StoreDenied):
         await file_of(store).update(lambda index: index)
+
+
+# --- what a rebuild may believe ----------------------------------------------------------------------------
+
+
+async def test_what_a_zombie_commits_after_the_sweep_is_not_live_in_a_rebuild_and_the_next_sweep_takes_it(
+    directory: RunDirectory,
+) -> None:
+    """Generation 1 went on after step 2, where generation 2 took the run; its step 3 comes last of all."""
+    store = MemoryStore()
+    await taken(store, FIRST, SECOND)
+    keep(store, record(1), record(2), record(4, 2))
+    index = await file_of(store).rebuild()
+    await prune.sweep(store, index, SECOND, [], Journal(directory), 1e9)
+    keep(store, record(3))
+    rebuilt = await file_of(store).rebuild()
+    assert (rebuilt.live, rebuilt.latest) == (index.live, 4)
+    assert [*rebuilt.superseded] == ["step_3@g1"]
+    third = claim((1, None), (2, 2), (3, 4))
+    assert await prune.sweep(store, index, third, [], Journal(directory), 1e9) == 4
+    assert [info.key async for info in store.list("step_3/")] == []
+    assert len([info.key async for info in store.list("step_4/")]) == 4
+
+
+@pytest.mark.parametrize("lost", ["all", "one", "a byte"])
+async def test_a_record_that_came_after_its_step_was_pruned_makes_no_step(
+    lost: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A request that created it, was lost on its way, and was repeated: the step is long gone."""
+    store = MemoryStore()
+    await taken(store, FIRST)
+    keep(store, record(1), record(2), record(3))
+    file = record(3).files[0]
+    for key in [one.path for one in record(3).files] if lost == "all" else [file.path]:
+        del store._objects[f"step_3/g1/{key}"]
+    if lost == "a byte":
+        store._keep(f"step_3/g1/{file.path}", bytes(file.size_bytes - 1))
+    assert await file_of(store).rebuild() == listing(1, 2)
+    assert "step_3/g1/checkpoint.json" in caplog.text
+    assert file.path in caplog.text
+
+
+# --- how large it may become -------------------------------------------------------------------------------
+
+
+def test_what_an_entry_may_become_has_room() -> None:
+    """An index that takes no further step can still be adopted, superseded, pinned and marked."""
+    least = Entry.of(CommitRecord.merge([node_record(0, 0).encode()]), KEYS).model_dump(mode="json")
+    most = {
+        **least,
+        "superseded_by": 10**9 - 1,
+        "pinned": False,
+        "deleting_since": "2026-01-01T00:00:00.123456Z",
+    }
+
+    def size_bytes(name: str, tree: object) -> int:
+        return len(json.dumps({name: tree}, indent=1))
+
+    grown = size_bytes("step_0@g0", most) / size_bytes("step_0", least)
+    assert grown * MAX_GROWN_BYTES < MAX_SMALL_BYTES
+
+
+async def test_a_full_index_takes_no_further_step_and_all_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = file_of(MemoryStore())
+    index = await file.update(lambda _: listing(1, 2, 3))
+    monkeypatch.setattr("uploader.manifest_file.MAX_GROWN_BYTES", len(index.encode()) - 1)
+    with pytest.raises(TooLarge, match=r"memory:///manifest\.json: it lists 3 steps.*keep_last"):
+        await file.update(lambda one: manifest.committed(one, entry(4), FIRST))
+    assert await file.read() == index
+    index = await file.update(lambda one: manifest.adopted(one, SECOND))
+    assert len(index.encode()) > len(listing(1, 2, 3).encode())
+    index = await file.update(lambda one: manifest.deleting(one, ["step_1@g1", "step_3@g1"], SECOND))
+    index = await file.update(lambda one: manifest.dropped(one, ["step_1@g1", "step_3@g1"], SECOND))
+    index = await file.update(lambda one: manifest.committed(one, entry(4, 2), SECOND))
+    assert [*index.live] == ["step_4", "step_2"]
+
+
+def test_what_nobody_would_read_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of every file of ours: its writer refuses what its reader does."""
+    whole_bytes = len(listing(1, 2, 3).encode())
+    for limit_bytes in range(whole_bytes - 3, whole_bytes + 120):
+        monkeypatch.setattr("uploader.below.MAX_SMALL_BYTES", limit_bytes)
+        monkeypatch.setattr("uploader.seal.MAX_SMALL_BYTES", limit_bytes)
+        try:
+            data = listing(1, 2, 3).encode()
+        except TooLarge as error:
+            assert "manifest.json" in str(error)
+            continue
+        assert decode(Manifest, data, subject="x") == listing(1, 2, 3)
+    with pytest.raises(CorruptError, match="the limit is"):
+        monkeypatch.setattr("uploader.below.MAX_SMALL_BYTES", whole_bytes - 1)
+        decode(Manifest, data, subject="x")

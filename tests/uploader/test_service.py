@@ -749,3 +749,25 @@ async def test_a_foreign_trainer_without_generations(directory: RunDirectory) ->
     make_step(directory, 2, 0)
     await make_service(directory, store, run).once()
     assert await live(store) == ["step_2@g0", "step_1@g0"]
+
+
+async def test_an_index_without_room_is_told_and_pruned_and_takes_the_step_then(
+    directory: RunDirectory, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in (1, 2, 3):
+        save(directory, step)
+    await make_service(directory, store, run_file(retention=KEEP_ALL)).round()
+    monkeypatch.setattr("uploader.manifest_file.MAX_GROWN_BYTES", len(store._objects[MANIFEST_KEY][1]))
+    service = make_service(directory, store, run_file(retention=KEEP_ALL))
+    save(directory, 4)
+    await service.round()
+    assert await live(store) == ["step_3@g1", "step_2@g1", "step_1@g1"]
+    status = shown(directory)
+    assert status.state == "failed" and "no room for another one" in (status.error or "")
+    assert directory.step(4).exists()
+    service = make_service(directory, store, run_file(retention=Retention(keep_last=2)))
+    await service.round()
+    save(directory, 5)
+    await service.round()
+    assert await live(store) == ["step_5@g1", "step_4@g1"]
+    assert shown(directory).error is None

@@ -7,14 +7,15 @@ from typing import Any
 from uploader.flow import Flow
 from uploader.location import Location
 from uploader.settings import StorageSettings
-from uploader.store.base import ObjectInfo, ObjectStore, PartInfo, UploadInfo
-from uploader.store.body import Body, FileSlice
+from uploader.store.base import NewObject, ObjectInfo, ObjectStore, PartInfo, UploadInfo
+from uploader.store.body import Body, FileSlice, at_once
 from uploader.store.capabilities import ALL, Capabilities
 
 __all__ = [
     "Body",
     "Capabilities",
     "FileSlice",
+    "NewObject",
     "ObjectInfo",
     "ObjectStore",
     "PartInfo",
@@ -47,4 +48,4 @@ async def open_store(
 
         if tell is not None:
             tell(ALL)
-        yield LocalStore(location.directory)
+        yield LocalStore(location.directory, at_once if flow is None else flow.pace)

@@ -1,7 +1,8 @@
 """What an object store can do, as a protocol every store keeps.
 
 Keys are relative to the store's root and never begin with a slash. All methods raise only the errors of
-``uploader.errors``; each call is one request (or one page) and is not repeated here: ``retry`` does that.
+``uploader.errors``; each call is one request (``put_some`` may be several, a listing one for each page) and
+is not repeated here: ``retry`` does that.
 """
 
 from collections.abc import AsyncIterator, Sequence
@@ -25,6 +26,15 @@ class ObjectInfo:
     etag: str
     crc64nvme: str | None = None
     modified_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NewObject:
+    """What one request stores: a key, its bytes, and their checksum."""
+
+    key: str
+    body: Body
+    crc64nvme: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +115,18 @@ class ObjectStore(Protocol):
         Raises:
             PreconditionFailed: the condition did not hold; nothing was written.
             ChecksumMismatch: the bytes received have another checksum; nothing was written.
+        """
+        ...
+
+    async def put_some(self, objects: Sequence[NewObject]) -> int:
+        """Store small objects with a request each, in their order, as many as go well: at least the first.
+
+        Returns:
+            How many were stored. Where that is fewer, the next one may have failed: sent first, it says why.
+
+        Raises:
+            ChecksumMismatch: the bytes received of the first have another checksum; it was not written.
+            CorruptError: its file is shorter than it should be, or can't be read.
         """
         ...
 

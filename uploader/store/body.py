@@ -4,7 +4,7 @@ A slice is never held whole: whoever sends it takes piece after piece, or has th
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -65,6 +65,14 @@ class FileSlice:
 
 
 Body: TypeAlias = bytes | memoryview | FileSlice
+
+Pace: TypeAlias = Callable[[int], float]
+"""Told of bytes of a file that are to be sent, it answers how many seconds to wait first. From any thread."""
+
+
+def at_once(size_bytes: int) -> float:
+    """No limit to the bandwidth."""
+    return 0.0
 
 
 def pieces(body: Body, *, start: int = 0, size_bytes: int = PIECE_BYTES) -> Iterator[memoryview]:

@@ -7,7 +7,7 @@ directories after. Failures are the ``OSError`` of the system; ``of_os_error`` s
 import errno
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -43,10 +43,15 @@ def of_os_error(error: OSError, *, doing: str, subject: str) -> WmtpError:
     return DiskError(problem, doing=doing, subject=subject, hint=_HINTS.get(error.errno or 0, ""))
 
 
-def write(path: Path, body: Body) -> None:
-    """A new file of these bytes, fsynced; its name is not durable yet."""
+def write(path: Path, body: Body, wait: Callable[[int], None] = lambda size_bytes: None) -> None:
+    """A new file of these bytes, fsynced; its name is not durable yet.
+
+    Args:
+        wait: returns when so many bytes of it may be written.
+    """
     with open(path, "xb", buffering=0, opener=private) as file:
         for piece in pieces(body):
+            wait(len(piece))
             rest = piece
             while rest:
                 rest = rest[file.write(rest) :]

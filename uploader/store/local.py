@@ -8,13 +8,14 @@ so that conditions hold between processes too. An ETag is the checksum of the co
 import fcntl
 import os
 import re
+import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
-from anyio import to_thread
+from anyio import from_thread, to_thread
 
 from uploader import checksum
 from uploader.below import check_small, private
@@ -27,22 +28,27 @@ from uploader.errors import (
     UploadMissing,
 )
 from uploader.store import files
-from uploader.store.base import ObjectInfo, PartInfo, UploadInfo
-from uploader.store.body import Body
+from uploader.store.base import NewObject, ObjectInfo, PartInfo, UploadInfo
+from uploader.store.body import Body, FileSlice, Pace, at_once
 from uploader.store.body import crc64nvme as body_checksum
 
 T = TypeVar("T")
 
 HIDDEN = ".wmtp-store"
+LOOK_S = 0.1
 STALE_S = 24 * 3600
 """Age at which a temporary file is taken for debris of a process that died."""
 
 
 class LocalStore:
-    """The files below ``directory``, which is made at the first write."""
+    """The files below ``directory``, which is made at the first write.
 
-    def __init__(self, directory: Path) -> None:
-        self._root = directory.absolute()
+    Args:
+        pace: how long to wait before so many bytes of a file are written.
+    """
+
+    def __init__(self, directory: Path, pace: Pace = at_once) -> None:
+        self._root, self._pace = directory.absolute(), pace
         self._lock_file = self._root / HIDDEN / "lock"
         self._staging, self._uploads = self._root / HIDDEN / "tmp", self._root / HIDDEN / "uploads"
         self._swept = False
@@ -94,7 +100,7 @@ class LocalStore:
         def write() -> str:
             target, crc = self._path(key), self._verified(body, crc64nvme, key)
             with self._temporary() as temporary:
-                files.write(temporary, body)
+                self._write(temporary, body)
                 with self._locked():
                     if if_match is not None and _etag(target) != if_match:
                         raise self._lost("the object has changed", key)
@@ -105,6 +111,11 @@ class LocalStore:
             return crc
 
         return await self._run(write, "writing", key)
+
+    async def put_some(self, objects: Sequence[NewObject]) -> int:
+        first = objects[0]
+        await self.put(first.key, first.body, crc64nvme=first.crc64nvme)
+        return 1
 
     async def list(self, prefix: str = "") -> AsyncIterator[ObjectInfo]:
         """As the protocol says, but without checksum and ETag (empty), which would take reading all."""
@@ -151,7 +162,7 @@ class LocalStore:
             upload = self._upload(key, upload_id)
             crc = self._verified(body, crc64nvme, key)
             with self._temporary() as temporary:
-                files.write(temporary, body)
+                self._write(temporary, body)
                 stale = [part for part in _part_files(upload) if _number(part) == number]
                 os.replace(temporary, upload / _part_name(number, crc))
                 for part in stale:
@@ -221,6 +232,21 @@ class LocalStore:
             if absent and isinstance(error, files.ABSENT):
                 raise absent("it is not there", doing=doing, subject=self._name(key)) from error
             raise files.of_os_error(error, doing=doing, subject=self._name(key)) from error
+
+    def _write(self, path: Path, body: Body) -> None:
+        """Small records wait for nothing."""
+        if isinstance(body, FileSlice):
+            files.write(path, body, self._wait)
+        else:
+            files.write(path, body)
+
+    def _wait(self, size_bytes: int) -> None:
+        """On a thread, which looks meanwhile whether it is still wanted."""
+        wait_s = self._pace(size_bytes)
+        while wait_s > 0:
+            from_thread.check_cancelled()
+            time.sleep(min(wait_s, LOOK_S))
+            wait_s -= LOOK_S
 
     def _name(self, key: str) -> str:
         return f"{self.uri}/{key}"

@@ -13,7 +13,7 @@ import anyio
 
 from uploader.errors import StoreBusy, WmtpError
 from uploader.retry import RetryPolicy, retrying
-from uploader.store.base import ObjectInfo, ObjectStore, PartInfo, UploadInfo
+from uploader.store.base import NewObject, ObjectInfo, ObjectStore, PartInfo, UploadInfo
 from uploader.store.body import Body
 
 T = TypeVar("T")
@@ -112,6 +112,20 @@ class RetryingStore:
     ) -> str:
         put = partial(self._store.put, key, body, crc64nvme=crc64nvme, if_absent=if_absent, if_match=if_match)
         return await self._send("storing", key, body, put)
+
+    async def put_some(self, objects: Sequence[NewObject]) -> int:
+        """As the protocol says. ``on_sent`` hears of an average one; each has the time of a request."""
+        sizes = [len(one.body) for one in objects]
+
+        async def put() -> int:
+            began_s = self._policy.clock()
+            count = await self._store.put_some(objects)
+            if self._on_sent is not None:
+                self._on_sent(sum(sizes[:count]) // count, (self._policy.clock() - began_s) / count)
+            return count
+
+        limit_s = self._policy.allowed_s(sum(sizes)) + (len(sizes) - 1) * self._policy.request_timeout_s
+        return await self._retry("storing", objects[0].key, put, allowed_s=limit_s)
 
     async def list(self, prefix: str = "") -> AsyncIterator[ObjectInfo]:
         """Nothing is yielded twice."""

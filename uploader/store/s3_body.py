@@ -3,7 +3,9 @@
 from collections.abc import AsyncIterator
 from itertools import islice
 
-from uploader.store.body import Body, FileSlice, pieces
+import anyio
+
+from uploader.store.body import Body, FileSlice, Pace, at_once, pieces
 
 SLICE_BYTES = 256 * 1024
 
@@ -13,12 +15,12 @@ class RequestBody:
 
     botocore refuses a ``memoryview`` but takes whatever can be read; aiohttp sends whatever can be iterated.
 
-    Attributes:
-        key: of the object in its bucket.
+    Args:
+        pace: how many seconds to wait before so many bytes of a file are sent by aiohttp.
     """
 
-    def __init__(self, body: Body, key: str = "") -> None:
-        self.body, self.key, self._at = body, key, 0
+    def __init__(self, body: Body, pace: Pace = at_once) -> None:
+        self.body, self._pace, self._at = body, pace, 0
 
     def __len__(self) -> int:
         return len(self.body)
@@ -43,5 +45,7 @@ class RequestBody:
     async def __aiter__(self) -> AsyncIterator[bytes | memoryview]:
         for piece in pieces(self.body, start=self._at, size_bytes=SLICE_BYTES):
             self._at += len(piece)
+            if isinstance(self.body, FileSlice) and (wait_s := self._pace(len(piece))) > 0:
+                await anyio.sleep(wait_s)
             # asyncio may hold on to a piece for a while, and a file's next one has the same buffer.
             yield bytes(piece) if isinstance(self.body, FileSlice) else piece

@@ -19,10 +19,11 @@ from botocore.utils import get_environ_proxies  # type: ignore[import-untyped]
 
 from uploader.errors import SettingsError
 from uploader.settings import StorageSettings
+from uploader.store.body import Pace
 from uploader.store.s3_bulk import Bulk
 from uploader.store.s3_credentials import Renewal
 from uploader.store.s3_options import adding, options
-from uploader.store.s3_wire import Pace, Wire
+from uploader.store.s3_wire import Wire
 
 
 async def make_client(
@@ -100,7 +101,7 @@ def _lay_wire(
         connections=connections,
         pace=pace,
     )
-    client.meta.events.register("before-send.s3", wire.send)
+    client.meta.events.register("before-send.s3", wire.carry)
     stack.callback(wire.close)
     return wire
 

@@ -35,6 +35,8 @@ _REACH = "check storage.endpoint_url and the network"
 _LOGIN = "log in again (aws sso login)"
 _REGION = "set storage.region to the bucket's region"
 _AGAIN = "the store may answer later"
+_LINE = f"{_AGAIN}; if it breaks again, check the network and what is between, a proxy or a firewall"
+_SILENT = f"{_AGAIN}; if it never does, check the network, or raise storage.read_timeout_s"
 _CA = "if the store's certificate is your own, name its authority in storage.ca_bundle"
 _KMS = "check storage.sse_kms_key_id"
 _RIGHTS = "allow these credentials to list the bucket and to get, put and delete below this prefix"
@@ -129,8 +131,8 @@ MEANINGS: Final[dict[str, Meaning]] = {
     "ServiceUnavailable": (StoreBusy, "the store is unavailable", _AGAIN),
     "RequestTimeout": (StoreBusy, "the request took too long", _AGAIN),
     "RequestTimeoutException": (StoreBusy, "the request took too long", _AGAIN),
-    "ReadTimeoutError": (StoreBusy, "no answer in time", _AGAIN),
-    "TimeoutError": (StoreBusy, "no answer in time", _AGAIN),
+    "ReadTimeoutError": (StoreBusy, "no answer in time", _SILENT),
+    "TimeoutError": (StoreBusy, "no answer in time", _SILENT),
     "ConnectTimeoutError": (StoreUnavailable, "no connection in time", _REACH),
     "EndpointConnectionError": (StoreUnavailable, "no connection", _REACH),
     "ProxyConnectionError": (
@@ -143,12 +145,12 @@ MEANINGS: Final[dict[str, Meaning]] = {
         "the TLS connection failed",
         "check storage.endpoint_url and storage.ca_bundle",
     ),
-    "HTTPClientError": (StoreUnavailable, "the connection broke", _AGAIN),
-    "IncompleteReadError": (StoreUnavailable, "the connection broke", _AGAIN),
+    "HTTPClientError": (StoreUnavailable, "the connection broke", _LINE),
+    "IncompleteReadError": (StoreUnavailable, "the connection broke", _LINE),
     "ResponseParserError": (StoreUnavailable, "the answer is not S3's", "check storage.endpoint_url"),
-    "ClientPayloadError": (StoreUnavailable, "the connection broke", _AGAIN),
-    "ClientConnectionError": (StoreUnavailable, "the connection broke", _AGAIN),
-    "ConnectionError": (StoreUnavailable, "the connection broke", _AGAIN),
+    "ClientPayloadError": (StoreUnavailable, "the connection broke", _LINE),
+    "ClientConnectionError": (StoreUnavailable, "the connection broke", _LINE),
+    "ConnectionError": (StoreUnavailable, "the connection broke", _LINE),
     # statuses, where there is no code (answers to HEAD have no body)
     "400": (StoreError, "bad request", "expired credentials and a wrong region are usual causes"),
     "401": (StoreDenied, "not authenticated", _KEYS),
@@ -169,30 +171,35 @@ MEANINGS: Final[dict[str, Meaning]] = {
 
 
 @contextmanager
-def speaking(doing: str, subject: str) -> Iterator[None]:
-    """Turn any failure of S3 inside the block into one of ``uploader.errors``; the rest passes."""
+def speaking(doing: str, subject: str, *, endpoint_url: str = "") -> Iterator[None]:
+    """Turn any failure of S3 inside the block into one of ``uploader.errors``; the rest passes.
+
+    Args:
+        endpoint_url: what is asked, for failures that do not say so themselves.
+    """
     try:
         yield
     except WmtpError:
         raise
     except Exception as error:
-        meant = meaning(error, doing=doing, subject=subject)
+        meant = meaning(error, doing=doing, subject=subject, endpoint_url=endpoint_url)
         if meant is None:
             raise
         raise meant from error
 
 
 def meaning(
-    error: BaseException, *, doing: str, subject: str, now: datetime | None = None
+    error: BaseException, *, doing: str, subject: str, endpoint_url: str = "", now: datetime | None = None
 ) -> WmtpError | None:
     """The error of ours that ``error`` is; None for one that is no failure of the store.
 
     Args:
+        endpoint_url: as above.
         now: this machine's time, where it is not the present.
     """
     response: dict[str, Any] = getattr(error, "response", None) or {}
     if not response:
-        return _look_up(_classes(error), "", doing, subject, _endpoint(error))
+        return _look_up(_classes(error), "", doing, subject, _endpoint(error, endpoint_url))
     code = str(response.get("Error", {}).get("Code", ""))
     about = response.get("ResponseMetadata", {})
     status = str(about.get("HTTPStatusCode", ""))
@@ -248,9 +255,9 @@ def _look_up(names: Iterable[str], code: str, doing: str, subject: str, more: st
     return None
 
 
-def _endpoint(error: BaseException) -> str:
-    """Where nobody answers: scheme, host and port of the URL that botocore names, and nothing else of it."""
-    url = urlsplit(str(getattr(error, "kwargs", {}).get("endpoint_url", "")))
+def _endpoint(error: BaseException, otherwise: str) -> str:
+    """Who was asked: scheme, host and port of the URL that botocore names, and nothing else of it."""
+    url = urlsplit(str(getattr(error, "kwargs", {}).get("endpoint_url") or otherwise))
     return f" at {url.scheme}://{url.netloc.rpartition('@')[2]}" if url.netloc else ""
 
 

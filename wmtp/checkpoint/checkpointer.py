@@ -227,11 +227,10 @@ class Checkpointer:
             Whether a save began. A save that is due while the last one is still being written is skipped.
         """
         saver = self._started_saver()
-        if step == saver.last_step or not (force or self.every is None or step % self.every == 0):
-            return False
+        is_due = step != saver.last_step and (force or self.every is None or step % self.every == 0)
         if self.options.uploading is not Uploading.NONE and self._uploader is not None:
-            self._uploader.ensure()
-        return saver.save(step, metrics=metrics, wait_if_busy=force)
+            self._uploader.look_after(anew=is_due)
+        return is_due and saver.save(step, metrics=metrics, wait_if_busy=force)
 
     def fence(self) -> None:
         """Wait for what a running snapshot still copies. Call it right before ``optimizer.step()``."""
@@ -283,7 +282,9 @@ class Checkpointer:
         if self.options.uploading is not Uploading.WAIT:
             return self._uploader.status()
         return self._uploader.wait_until_drained(
-            last_step, timeout_s=self.options.durable_timeout_s, say=self.options.say
+            last_step if self._saver.saved else None,  # where nothing is new, it is the uploader that knows
+            timeout_s=self.options.durable_timeout_s,
+            say=self.options.say,
         )
 
     def close(self) -> None:

@@ -5,6 +5,7 @@ there already, that one is used.
 """
 
 import contextlib
+import math
 import subprocess
 import sys
 import time
@@ -13,14 +14,16 @@ from enum import Enum
 
 from uploader import files, layout
 from uploader.below import private
-from uploader.errors import CorruptError, NotDurable
+from uploader.errors import CorruptError, DiskError, NotDurable
 from uploader.layout import RunDirectory
 from uploader.status import Status, read_status
 
 POLL_S = 0.1
 REAP_S = 5.0
+LOOK_EVERY_S = 1.0
+"""How often a trainer that goes on looks whether its uploader lives."""
 RESTARTS = 3
-"""How often an uploader that dies while the trainer waits for it is started again."""
+"""How often an uploader that dies is started again, until the next save and once more at the end."""
 
 
 class Uploading(Enum):
@@ -37,21 +40,69 @@ class UploaderProcess:
     Args:
         nice: how far it stands back for others on the CPU (0 to 19).
         inherited: descriptors that the uploader keeps open as long as it lives.
+        clock: seconds, monotonic.
     """
 
     def __init__(
-        self, directory: RunDirectory, generation: int, *, nice: int = 10, inherited: Sequence[int] = ()
+        self,
+        directory: RunDirectory,
+        generation: int,
+        *,
+        nice: int = 10,
+        inherited: Sequence[int] = (),
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._directory, self._generation = directory, generation
-        self._nice, self._inherited = nice, inherited
+        self._nice, self._inherited, self._clock = nice, inherited, clock
         self._process: subprocess.Popen[bytes] | None = None
         self._seen: set[tuple[int, int]] = set()
         self._error: str | None = None
+        self._restarts, self._looked_s = 0, -math.inf
+        self._lines: list[str] = []
 
     def ensure(self) -> None:
-        """Start an uploader unless one is running or serves the directory."""
-        if self._alive() or files.is_locked(self._directory.uploader_lock):
+        """Start an uploader unless one is running or serves the directory.
+
+        Raises:
+            DiskError: it can't be started.
+        """
+        if not self._is_served():
+            self._start()
+
+    def look_after(self, *, anew: bool = False) -> None:
+        """Start another in place of one that died, as far as that helps; what happened is among the news.
+
+        Called at each step: it looks once in ``LOOK_EVERY_S`` and raises nothing.
+
+        Args:
+            anew: look now, and give one that was given up another chance.
+        """
+        now_s = self._clock()
+        if not anew and now_s - self._looked_s < LOOK_EVERY_S:
             return
+        self._looked_s = now_s
+        try:
+            with files.disk_errors("looking after the uploader of", self._directory.path):
+                self._look_after(anew)
+        except DiskError as error:
+            self._lines.append(f"uploader: {error}")
+
+    def _look_after(self, anew: bool) -> None:
+        if anew:
+            self._restarts = 0
+        if self._is_served() or not (anew or self._may_revive()):
+            return
+        self._restarts += not anew
+        if self._process is not None:
+            self._lines.append(f"uploader: {_how_it_ended(self._process)}, and is started again")
+        self._start()
+
+    def _may_revive(self) -> bool:
+        """Whether another one would help: not where it failed, or dies again and again."""
+        status = self.status()
+        return self._restarts < RESTARTS and (status is None or status.state != "failed")
+
+    def _start(self) -> None:
         with files.disk_errors("starting the uploader of", self._directory.path):
             files.make_directory(self._directory.uploader_directory)
             options = ["--watch", str(self._directory.path), "--nice", str(self._nice)]
@@ -65,8 +116,9 @@ class UploaderProcess:
                     pass_fds=self._inherited,
                 )
 
-    def _alive(self) -> bool:
-        return self._process is not None and self._process.poll() is None
+    def _is_served(self) -> bool:
+        is_alive = self._process is not None and self._process.poll() is None
+        return is_alive or files.is_locked(self._directory.uploader_lock)
 
     def status(self) -> Status | None:
         """What the uploader of this generation says; None while it says nothing."""
@@ -78,6 +130,8 @@ class UploaderProcess:
 
     def news(self) -> Iterator[str]:
         """A line for each step that became durable, and for each new trouble, since the last call."""
+        lines, self._lines = self._lines, []
+        yield from lines
         status = self.status()
         if status is None:
             return
@@ -104,9 +158,9 @@ class UploaderProcess:
                 the checkpoint is and what to do.
         """
         deadline_s = time.monotonic() + timeout_s
-        restarts = 0
+        self._restarts = 0
         while True:
-            served = self._alive() or files.is_locked(self._directory.uploader_lock)
+            served = self._is_served()
             for line in self.news():
                 say(line)
             status = self.status()
@@ -114,11 +168,11 @@ class UploaderProcess:
                 self._reap()
                 return status
             if not served:
-                if restarts == RESTARTS or (status is not None and status.state == "failed"):
+                if not self._may_revive():
                     problem = status.error if status is not None else None
                     raise self._not_durable(problem or "the uploader dies again and again")
-                restarts += 1
-                self.ensure()
+                self._restarts += 1
+                self._start()
             if time.monotonic() > deadline_s:
                 problem = status.error if status is not None else None
                 raise self._not_durable(problem or f"not done within {timeout_s:.0f} s")
@@ -138,6 +192,11 @@ class UploaderProcess:
             hint=f"it is safe on this disk; continue with `wmtp uploader --watch {self._directory.path}` "
             f"(its log: {self._directory.uploader_log})",
         )
+
+
+def _how_it_ended(process: "subprocess.Popen[bytes]") -> str:
+    code = process.returncode
+    return f"it was killed by signal {-code}" if code < 0 else f"it ended with exit code {code}"
 
 
 def _covers(status: Status, last_step: int | None) -> bool:

@@ -35,6 +35,10 @@ StepArgument = Annotated[
     str | None, typer.Argument(help="latest, step_N, or step_N@gG for a superseded one.", metavar="STEP")
 ]
 
+EmaOption = Annotated[
+    bool, typer.Option("--ema", help="Take the averaged weights of the step (optim.ema_decay).")
+]
+
 
 def register(app: typer.Typer) -> None:
     from wmtp.cli import pins, prune, restore, uploads, verify  # noqa: F401  (add their commands to the group)
@@ -139,26 +143,34 @@ def show(
 
 @group.command(
     short_help="Write the manifest anew from the commit records.",
-    epilog=f"{JSON} run, store, generation, latest, live, superseded.",
+    epilog=f"{JSON} run, store, generation, latest, live, superseded, left_out.",
 )
 @one_line_errors
 def rebuild(run: RunArgument, config: ConfigOption = None, as_json: JsonOption = False) -> None:
-    """Write manifest.json anew from the commit records and pins in the store. Nothing else is touched."""
+    """Write manifest.json anew from the commit records and pins in the store. Nothing else is touched.
+
+    A record whose files are not all there makes no step; it is told.
+    """
     import anyio
 
-    from uploader.errors import WmtpError
+    from uploader.errors import CorruptError, WmtpError
     from uploader.layout import step_name
     from uploader.manifest import Manifest
     from wmtp.cli.inventory import no_run
     from wmtp.cli.places import open_place, reach, run_at
     from wmtp.cli.printing import print_rebuilt
 
+    left_out: dict[str, str] = {}
+
+    def note(error: CorruptError) -> None:
+        left_out[error.subject] = str(error)
+
     async def repair() -> Manifest:
         async with open_place(place) as store:
             file = place.manifest_file(store)
-            if await file.from_records() == Manifest(run=place.run):
+            if await file.from_records(note) == Manifest(run=place.run):
                 raise await no_run(store)
-            return await file.rebuild()
+            return await file.rebuild(note)
 
     with reach(run_at(run), config) as place:
         store = place.store
@@ -173,6 +185,7 @@ def rebuild(run: RunArgument, config: ConfigOption = None, as_json: JsonOption =
         "latest": None if index.latest is None else step_name(index.latest),
         "live": [*index.live],
         "superseded": [*index.superseded],
+        "left_out": [*left_out.values()],
     }
     if as_json:
         print(json.dumps(found))

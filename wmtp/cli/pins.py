@@ -35,12 +35,14 @@ def pin(
 
     The trainer and its uploader may be at work, here or elsewhere. The copy on this disk may go all the same.
     """
+    from uploader.errors import plain
+
     found = _change(run, step, config, note)
     if as_json:
         print(json.dumps(found))
     else:
         said = "pinned" if found["changed"] else "pinned already"
-        print(f"{found['name']} of run {found['run']} is {said}, by {found['pin']['by']}")
+        print(plain(f"{found['name']} of run {found['run']} is {said}, by {found['pin']['by']}"))
 
 
 @group.command(short_help="Let retention decide about a step again.", epilog=f"{JSON} {FIELDS}, pin (null).")

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
+from uploader.errors import plain
 from wmtp.cli.inventory import Inventory
 from wmtp.cli.steps import Step
 from wmtp.cli.verification import Verdict
@@ -30,7 +31,7 @@ def print_table(steps: list[Step]) -> None:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for name, states, *numbers in rows:
         words = [f"{text:>{width}}" for text, width in zip(numbers, widths[2:], strict=True)]
-        print("  ".join([f"  {name:<{widths[0]}}", f"{states:<{widths[1]}}", *words]).rstrip())
+        print(plain("  ".join([f"  {name:<{widths[0]}}", f"{states:<{widths[1]}}", *words]).rstrip()))
 
 
 def _size(size_bytes: int | None) -> str:
@@ -67,7 +68,7 @@ def print_step(shown: dict[str, Any]) -> None:
     }
     for name, value in pairs.items():
         if value is not None and value != "":
-            print(f"  {name:<12}  {value}")
+            print(plain(f"  {name:<12}  {value}"))
     width = max(len(file["path"]) for file in shown["files"])
     for file in shown["files"]:
         print(f"    {file['path']:<{width}}  {file['size_bytes']:>12}  {file['crc64nvme']}")
@@ -89,3 +90,5 @@ def print_rebuilt(found: dict[str, Any]) -> None:
     print(f"  generation  {found['generation']}")
     print(f"  live        {', '.join(found['live']) or 'none'}")
     print(f"  superseded  {', '.join(found['superseded']) or 'none'}")
+    for problem in found["left_out"]:
+        print(f"  left out    {problem}")

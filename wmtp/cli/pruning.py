@@ -8,8 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from uploader import generation, manifest, prune
+from uploader import generation, manifest, pins, prune
 from uploader.backlog import Backlog, sort_out
+from uploader.commit import is_committed
 from uploader.discard import discard_local, empty_trash
 from uploader.errors import OwnershipError, SettingsError, WmtpError
 from uploader.generation import Claim, Owner
@@ -21,6 +22,7 @@ from uploader.run import RunFile
 from uploader.settings import UploadSettings
 from uploader.status import read_status
 from uploader.store import ObjectStore
+from uploader.used import UsedKeys
 from uploader.watch import LocalStep
 from wmtp.cli.inventory import Inventory, take_inventory
 from wmtp.cli.places import Place
@@ -76,6 +78,7 @@ class Pruning:
     ages: Ages
     backlog: Backlog
     local: list[LocalStep]
+    used: UsedKeys | None = None
     pruned: list[tuple[str, str]] = field(default_factory=list)
     left: list[tuple[str, str]] = field(default_factory=list)
 
@@ -93,14 +96,23 @@ class Pruning:
                 _ = place.store
                 raise inventory.errors[0]
             claim = await _claim(store, place, inventory.index)
-            index, now = manifest.adopted(inventory.index, claim), datetime.now(UTC)
+            index = pins.all_marked(manifest.adopted(inventory.index, claim), await pins.names(store))
+            now = datetime.now(UTC)
             ages = Ages(store)
             await ages.look(index, policies.store, policies.upload.keep_superseded_s, now)
             local = [step.local for step in inventory.steps if step.local is not None]
+            used = _used(place)
             backlog = sort_out(
-                local, index, claim, policies.store, now=now, on_disk=policies.local, failed=_failed(place)
+                local,
+                index,
+                claim,
+                policies.store,
+                now=now,
+                on_disk=policies.local,
+                failed=_failed(place),
+                pruned=await _pruned(store, place, used, index, local),
             )
-            yield cls(inventory, policies, store, claim, index, ages, backlog, local)
+            yield cls(inventory, policies, store, claim, index, ages, backlog, local, used)
 
     async def require_no_owner(self, say: Callable[[str], None]) -> None:
         """Find out that no uploader serves the run elsewhere.
@@ -121,6 +133,8 @@ class Pruning:
     async def carry_out(self) -> None:
         """Delete what is to go. What the store refuses is told, and does not hold up the rest."""
         place, grace_s = self.inventory.place, self.policies.upload.delete_grace_s
+        if self.used is not None:
+            self.used.note(self.local, self.index)
         file = place.manifest_file(self.store)
         names = prune.superfluous(self.index, self.policies.store, self.ages)
         index = await prune.mark(self.store, file, names, self.claim, grace_s)
@@ -213,6 +227,22 @@ async def _claim(store: ObjectStore, place: Place, index: Manifest) -> Claim:
     if run is not None and run.generation >= index.generation:
         return run
     return await generation.read(store, index.generation) if index.generation else Claim()
+
+
+def _used(place: Place) -> UsedKeys | None:
+    """What of this disk has been in the store; None where nothing is uploaded from here."""
+    if place.directory is None or place.location is None or place.keys.in_place:
+        return None
+    return UsedKeys(place.directory, str(place.location))
+
+
+async def _pruned(
+    store: ObjectStore, place: Place, used: UsedKeys | None, index: Manifest, local: list[LocalStep]
+) -> set[str]:
+    """Which local steps were in the store, and are not any more: they wait for no upload."""
+    names = used.names - index.names() if used is not None else set()
+    again = [one for one in local if one.name in names]
+    return {one.name for one in again if not await is_committed(one, store, place.keys)}
 
 
 def _failed(place: Place) -> set[str]:

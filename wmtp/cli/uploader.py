@@ -16,6 +16,7 @@ from wmtp.cli.reporting import one_line_errors
 if TYPE_CHECKING:
     from uploader.flow import Flows
     from uploader.host import Fallback
+    from uploader.retention import Retention
 
 
 def register(app: typer.Typer) -> None:
@@ -37,10 +38,16 @@ def uploader(
     keep_last: Annotated[
         int | None,
         typer.Option(
-            min=1,
-            help="How many steps stay in the store of a run without run.json; default: all.",
+            help="So many of the last steps stay in the store of a run without run.json; default: all, with "
+            "another rule 3.",
             metavar="N",
         ),
+    ] = None,
+    keep_every: Annotated[
+        int | None, typer.Option(help="Multiples of it stay, too: 1000 keeps step 1000, 2000, …", metavar="N")
+    ] = None,
+    keep_for_s: Annotated[
+        float | None, typer.Option(help="What is younger stays, too, by the store's clock.", metavar="S")
     ] = None,
     quiet_s: Annotated[
         float,
@@ -68,7 +75,7 @@ def uploader(
     .safetensors), checkpoint-N/ of Hugging Face, *step=N*.ckpt of Lightning, step-N/ of torchtitan, step_N/,
     global_stepN/ of DeepSpeed, and any directory that ends in a number and holds the .metadata of DCP. A
     checkpoint is uploaded when its format shows that it is complete, or when it was quiet for --quiet-s.
-    Local files of such a trainer are never deleted.
+    Local files of such a trainer are never deleted. Its checkpoints hold no metrics, so none is the best.
 
     With --once it waits no longer than it takes to see that nobody writes to them any more (--quiet-s at
     most), uploads what is complete, and exits with 3, naming the rest, if anything is not.
@@ -79,11 +86,23 @@ def uploader(
     logging.getLogger("uploader").setLevel(logging.INFO)
     for noisy in ("botocore", "aiobotocore", "aioboto3"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    retention = _retention(keep_last=keep_last, keep_every=keep_every, keep_for_s=keep_for_s)
     _warn_of_stopped_server(path)
-    with _fallback(to, config, keep_last, quiet_s) as fallback:
+    with _fallback(to, config, retention, quiet_s) as fallback:
         code = _serve(path, fallback, once, _flows(max_bandwidth))
     if code:
         raise SystemExit(code)
+
+
+def _retention(**rules: object) -> "Retention":
+    """What stays in the store of a run without ``run.json``: all of it, where no rule is given."""
+    from uploader.retention import Retention
+
+    if all(value is None for value in rules.values()):
+        return Retention(keep_last=None)
+    from wmtp.settings.retention import retention_of_flags
+
+    return retention_of_flags(**rules)
 
 
 def _flows(max_bandwidth: str | None) -> "Flows":
@@ -115,12 +134,11 @@ def _warn_of_stopped_server(path: Path) -> None:
 
 @contextmanager
 def _fallback(
-    to: str | None, config: Path | None, keep_last: int | None, quiet_s: float
+    to: str | None, config: Path | None, retention: "Retention", quiet_s: float
 ) -> "Iterator[Fallback | None]":
     """Where a run goes that has no ``run.json``: below ``--to``, else below the base of ``--config``."""
     from uploader.host import Fallback
     from uploader.location import Location
-    from uploader.retention import Retention
     from uploader.settings import UploadSettings
 
     if to is not None:
@@ -131,7 +149,7 @@ def _fallback(
         yield None
         return
     with storage_from_config(config, location) as storage:
-        yield Fallback(location, storage, Retention(keep_last=keep_last), UploadSettings(quiet_s=quiet_s))
+        yield Fallback(location, storage, retention, UploadSettings(quiet_s=quiet_s))
 
 
 def _serve(path: Path, fallback: "Fallback | None", once: bool, flows: "Flows") -> int:

@@ -5,6 +5,7 @@ What is pruned meanwhile is no damage: whatever is missing is looked for in the 
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from anyio import to_thread
@@ -14,15 +15,16 @@ from uploader.buffers import PartBuffers
 from uploader.deep import check_bytes, dry_load
 from uploader.errors import CorruptError, WmtpError
 from uploader.files import disk_errors, held_for_reading
+from uploader.foreign import differences
 from uploader.manifest import Entry, Manifest
-from uploader.record import CommitRecord
+from uploader.record import CommitRecord, FileRecord
 from uploader.restore import check_stored, damage, read_commit_record
 from uploader.store import ObjectStore
 from uploader.store.local import LocalStore
 from uploader.watch import LocalStep
 from wmtp.cli.inventory import Inventory
 from wmtp.cli.progress import Transfer
-from wmtp.cli.steps import Step
+from wmtp.cli.steps import Seen, Step
 
 PART_SIZE_BYTES, PARTS_IN_FLIGHT = 16 * 1024**2, 8
 """What a download takes of the memory: 128 MiB."""
@@ -73,6 +75,8 @@ async def verify_steps(
 
 async def _verify_local(inventory: Inventory, step: Step, deep: bool) -> list[WmtpError] | None:
     """What is wrong with the copy on this disk; None where there is none."""
+    if step.seen is not None:
+        return await _verify_seen(inventory, step.seen, step)
     if step.local is None:
         return None if step.damaged is None else [CorruptError(step.damaged)]
     problems = await to_thread.run_sync(_local_problems, step.local)
@@ -93,6 +97,31 @@ def _local_problems(local: LocalStep) -> list[WmtpError] | None:
             except FileNotFoundError:
                 return None
     except WmtpError as error:  # one file that can't be read is a finding like any other
+        problems.append(error)
+    return problems
+
+
+async def _verify_seen(inventory: Inventory, seen: Seen, step: Step) -> list[WmtpError] | None:
+    """What differs between another trainer's copy and the record in the store; None where there is none."""
+    if step.entry is None or inventory.store is None or not step.durable:
+        return None
+    try:
+        record = await read_commit_record(inventory.store, step.entry)
+    except CorruptError:
+        return None  # that is told of the copy in the store
+    files = [file for file in record.files if not layout.is_node_record(file.path)]
+    return await to_thread.run_sync(_problems_of_seen, seen.path, files)
+
+
+def _problems_of_seen(path: Path, files: list[FileRecord]) -> list[WmtpError] | None:
+    problems: list[WmtpError] = []
+    try:
+        with disk_errors("verifying", path):
+            try:
+                problems.extend(differences(path, files))
+            except FileNotFoundError:
+                return None
+    except WmtpError as error:
         problems.append(error)
     return problems
 

@@ -6,10 +6,13 @@ A rule that is null is not set. To keep everything: ``keep_every: 1``.
 
 from collections.abc import Callable
 
+from pydantic import ValidationError
+
 from uploader.errors import SettingsError
 from uploader.retention import Retention
 from wmtp.settings.config import CheckpointPaths
 from wmtp.settings.fields import RetentionRules
+from wmtp.settings.problems import problems_of
 from wmtp.settings.recipe import Checkpointing
 
 OWN, SHARED = "train.checkpointing", "paths.checkpoints"
@@ -36,6 +39,23 @@ def resolve_retention(own: Checkpointing, shared: CheckpointPaths, note: Note) -
         return retention, retention.on_disk()
     note("local_retention", f"{SHARED if own.local_retention == RetentionRules() else OWN}.local_retention")
     return retention, _policy(local, retention.on_disk())
+
+
+def retention_of_flags(**rules: object) -> Retention:
+    """Retention as options of those names say it, as if a settings file did.
+
+    Args:
+        rules: by their names; None is no rule.
+
+    Raises:
+        SettingsError: one is wrong; its subject is the option.
+    """
+    try:
+        found = RetentionRules.model_validate(rules)
+    except ValidationError as error:
+        wrong = next(problems_of(error, RetentionRules, {}, {}))
+        raise SettingsError(wrong.problem, subject=f"--{wrong.subject.replace('_', '-')}") from None
+    return _policy(found, Retention())
 
 
 def _rules(key: str, section: Checkpointing | CheckpointPaths) -> RetentionRules:

@@ -46,13 +46,15 @@ class Talk:
         return Request(method, unquote(url.path), dict(parse_qsl(url.query, True)), headers)
 
     def request(self) -> Request | None:
-        """The next request, whole."""
+        """The next request, whole; None where the client has hung up, if only before its end."""
         head = self.head()
         if head is None:
             return None
         if "expect" in head.headers:
             self.say(b"HTTP/1.1 100 Continue\r\n\r\n")
-        body = self.incoming.read(int(head.headers.get("content-length", 0)))
+        size_bytes = int(head.headers.get("content-length", 0))
+        if len(body := self.incoming.read(size_bytes)) < size_bytes:
+            return None
         return Request(head.method, head.path, head.query, head.headers, body)
 
     def say(self, data: bytes) -> None:

@@ -4,13 +4,16 @@ import errno
 import os
 from pathlib import Path
 
+import anyio
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from uploader import checksum
 from uploader.errors import DiskError, StoreError, StoreUnavailable, UploadMissing
-from uploader.store import files
+from uploader.store import FileSlice, files
+from uploader.store.body import PIECE_BYTES
+from uploader.store.body import crc64nvme as body_checksum
 from uploader.store.local import HIDDEN, STALE_S, LocalStore
 
 pytestmark = pytest.mark.anyio
@@ -161,3 +164,38 @@ def test_a_walk_is_in_the_order_of_keys(
             made.add(name)
     found = [info.key for info in files.walk(root, prefix, hidden=HIDDEN)]
     assert found == sorted(name for name in made if name.startswith(prefix))
+
+
+async def test_a_file_is_written_no_faster_than_is_allowed_and_a_record_waits_for_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, waits = list[int](), list[float]()
+
+    def pace(size_bytes: int) -> float:
+        asked.append(size_bytes)
+        return 0.25
+
+    monkeypatch.setattr("uploader.store.local.time.sleep", waits.append)
+    source, store = tmp_path / "source", LocalStore(tmp_path / "remote", pace)
+    source.write_bytes(bytes(3 * PIECE_BYTES + 1))
+    with source.open("rb") as file:
+        body = FileSlice(file.fileno(), 0, 3 * PIECE_BYTES + 1, str(source))
+        await store.put("record.json", b"{}")
+        assert asked == []
+        await store.put("whole", body)
+        upload_id = await store.create_upload("part")
+        await store.upload_part("part", upload_id, 1, body, body_checksum(body))
+    assert asked == [PIECE_BYTES, PIECE_BYTES, PIECE_BYTES, 1] * 2
+    assert sum(waits) == pytest.approx(0.25 * len(asked))
+
+
+async def test_one_that_waits_for_its_turn_can_be_cancelled(tmp_path: Path) -> None:
+    source, store = tmp_path / "source", LocalStore(tmp_path / "remote", lambda size_bytes: 3600.0)
+    source.write_bytes(b"some")
+    with source.open("rb") as file:
+        body = FileSlice(file.fileno(), 0, 4, str(source))
+        with anyio.move_on_after(0.05) as scope:
+            await store.put("key", body)
+    assert scope.cancelled_caught
+    assert [info.key async for info in store.list()] == []
+    assert list((tmp_path / "remote" / HIDDEN / "tmp").iterdir()) == []

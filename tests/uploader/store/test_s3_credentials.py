@@ -1,8 +1,6 @@
 """Credentials that expire in the middle of a run, against a server that knows which ones are good."""
 
 import re
-import stat
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -11,6 +9,7 @@ from pathlib import Path
 import anyio
 import pytest
 from anyio.abc import SocketAttribute, SocketStream
+from key_process import giving_keys
 
 from uploader.errors import StoreDenied, WmtpError
 from uploader.location import Location
@@ -131,7 +130,7 @@ async def test_a_file_that_says_the_same_is_a_clear_error(file: Path) -> None:
         write(file, "WRONG")
         with pytest.raises(StoreDenied, match="renew"):
             await store.get("key")
-        assert server.seen == ["OLD", "OLD", "WRONG"]  # once, not for ever
+        assert server.seen == ["OLD", "OLD", "OLD", "WRONG"]  # by us, by botocore, renewed: not for ever
 
 
 async def test_another_refusal_is_no_reason_to_read_it_again(file: Path) -> None:
@@ -147,25 +146,10 @@ async def test_what_can_be_refreshed_is_refreshed_in_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A process gives keys that are about to expire, so each request asks it for the next."""
-    count = tmp_path / "count"
-    count.write_text("0")
-    process = tmp_path / "process"
-    process.write_text(
-        f"#!{sys.executable}\n"
-        "import datetime, json, pathlib\n"
-        f"count = pathlib.Path({str(count)!r})\n"
-        "number = int(count.read_text()) + 1\n"
-        "count.write_text(str(number))\n"
-        "soon = datetime.datetime.now(datetime.UTC) + datetime.timedelta(minutes=5)\n"
-        "print(json.dumps(dict(Version=1, AccessKeyId=f'KEY{number}', SecretAccessKey='s',\n"
-        "                      SessionToken='t', Expiration=soon.isoformat())))\n"
-    )
-    process.chmod(process.stat().st_mode | stat.S_IXUSR)
-    config = tmp_path / "config"
-    config.write_text(f"[profile agent]\ncredential_process = {process}\n")
-    monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
-    server = Server("")
+    aws = giving_keys(tmp_path)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(aws / "config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(aws / "none"))
+    server, count = Server(""), aws / "count"
     async with store_of(server, profile="agent") as store:
         for _ in range(2):
             server.good = f"KEY{int(count.read_text()) + 1}"

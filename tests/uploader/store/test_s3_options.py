@@ -191,6 +191,34 @@ def test_a_preset_fills_what_is_not_set(settings: dict[str, Any], filled: tuple[
     assert (found.endpoint_url, found.region, found.addressing_style) == filled
 
 
+@pytest.mark.parametrize(
+    ("settings", "region"),
+    [
+        ({"preset": "r2"}, "auto"),
+        ({"preset": "b2", "region": "us-west-004"}, "us-west-004"),
+        ({"preset": "gcs"}, "auto"),
+        ({"preset": "minio"}, "us-east-1"),
+        ({"preset": "ceph"}, "us-east-1"),
+        ({"preset": "ceph", "region": "eu"}, "eu"),
+    ],
+)
+async def test_a_preset_signs_for_its_region_and_deletes_as_its_store_can(
+    settings: dict[str, Any], region: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_REGION", "of-somebody-else")
+    server = QuirkyS3()
+    with serving(server.talk) as at:
+        storage = at.storage(tmp_path, addressing_style="auto", **settings)
+        async with S3Store.open(Location("bucket", ""), storage, capabilities=ALL) as store:
+            await store.put("key", BODY)
+            await store.delete(["key", "other"])
+    put, *deletions = server.requests
+    assert put.path == "/bucket/key"
+    assert f"/{region}/s3/aws4_request" in put.headers["authorization"]
+    singly = settings["preset"] == "gcs"
+    assert [one.method for one in deletions] == (["DELETE"] * 2 if singly else ["POST"])
+
+
 async def test_aws_is_known_and_not_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
     storage = StorageSettings(region="eu-central-1", connect_timeout_s=0.001)

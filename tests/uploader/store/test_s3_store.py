@@ -1,9 +1,8 @@
 """What S3 adds to the protocol: credentials, clocks, pages, and connections that break or hang."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import anyio
@@ -12,11 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from uploader import checksum
-from uploader.errors import SettingsError, StoreDenied, StoreUnavailable
+from uploader.errors import CorruptError, SettingsError, StoreDenied, StoreUnavailable
 from uploader.location import Location
 from uploader.settings import StorageSettings
-from uploader.store.s3 import DELETE_BATCH, S3Store
+from uploader.store.s3 import S3Store
 from uploader.store.s3_body import SLICE_BYTES, RequestBody
+from uploader.store.s3_delete import DELETE_BATCH
 
 pytestmark = pytest.mark.anyio
 
@@ -102,17 +102,6 @@ async def test_two_prefixes_do_not_see_each_other(s3_place: Place) -> None:
         await ten.put("key", b"10")
         assert [info.key async for info in one.list()] == ["key"]
         assert (await ten.get("key"))[0] == b"10"
-
-
-async def test_the_stores_clock_is_known_after_the_first_answer(s3_place: Place) -> None:
-    async with S3Store.open(*s3_place) as store:
-        assert store.answered_at is None
-        before = time.time()
-        await store.put("key", b"x")
-        assert store.answered_at is not None
-        assert before - 2 < store.answered_at < time.time() + 2  # a Date has whole seconds; same machine
-        info = await store.head("key")
-        assert info.modified_at is not None
 
 
 async def test_a_named_credentials_file_outranks_the_environment(
@@ -202,3 +191,26 @@ def test_a_body_is_what_the_memory_holds(size_bytes: int, at: int) -> None:
     assert body.seek(0, 2) == size_bytes
     body.seek(min(at, size_bytes))
     assert body.read(10) + body.read() == data[at:]
+
+
+@pytest.mark.parametrize("sent", ["length", "chunked"])
+async def test_an_answer_of_any_framing_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sent: str
+) -> None:
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(asyncio.IncompleteReadError):  # the client hangs up
+            while await reader.readuntil(b"\r\n\r\n"):
+                framing = b"Content-Length: 5" if sent == "length" else b"Transfer-Encoding: chunked"
+                writer.write(b"HTTP/1.1 200 OK\r\nETag: e\r\n" + framing + b"\r\n\r\n")
+                writer.write(b"hello" if sent == "length" else b"2\r\nhe\r\n3\r\nllo\r\n0\r\n\r\n")
+
+    async with speaking_to(talk, tmp_path) as store:
+        for _ in range(2):  # by aiohttp, then by the wire
+            data, info = await store.get("key")
+            assert (data, info.size_bytes, info.etag) == (b"hello", 5, "e")
+        monkeypatch.setattr("uploader.below.MAX_SMALL_BYTES", 4)
+        with pytest.raises(CorruptError, match="s3://bucket/run/key"):
+            await store.get("key")
+    async with speaking_to(talk, tmp_path) as store:
+        with pytest.raises(CorruptError, match="s3://bucket/run/key"):
+            await store.get("key")

@@ -31,7 +31,7 @@ from wmtp.checkpoint import checkpointer, session
 from wmtp.checkpoint.checkpointer import Checkpointer, Options
 from wmtp.checkpoint.disk import Answer, Disk, Operation, Write
 from wmtp.checkpoint.state import Tree
-from wmtp.checkpoint.uploader_process import Uploading
+from wmtp.checkpoint.uploader_process import UploaderProcess, Uploading
 
 Example = Callable[..., tuple[nn.Module, Optimizer]]
 TIMEOUT_S = 60.0
@@ -233,6 +233,40 @@ def test_detached_returns_at_once_and_the_uploader_goes_on(tmp_path: Path) -> No
     assert process is not None
     assert process.wait(TIMEOUT_S) == 0
     assert (tmp_path / "store" / "run" / "step_1" / "g1" / "checkpoint.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("uploading", "looks"), [(Uploading.DETACHED, [False, True, False, True]), (Uploading.NONE, [])]
+)
+def test_each_step_looks_after_the_uploader_and_a_save_gives_it_another_chance(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uploading: Uploading, looks: list[bool]
+) -> None:
+    seen: list[bool] = []
+    monkeypatch.setattr(UploaderProcess, "ensure", lambda self: None)
+    monkeypatch.setattr(UploaderProcess, "look_after", lambda self, *, anew=False: seen.append(anew))
+    loop = Loop(tmp_path / "run", every=2, options=Options(uploading=uploading, say=lambda _: None))
+    with loop.checkpointer as ckpt:
+        for step in range(1, 5):
+            ckpt.save(step)
+    assert seen == looks
+
+
+def test_where_nothing_was_saved_the_uploader_alone_says_that_all_is_durable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The step it went on from may be one that the store has pruned, and gets no more."""
+    awaited: list[int | None] = []
+    monkeypatch.setattr(UploaderProcess, "ensure", lambda self: None)
+    monkeypatch.setattr(UploaderProcess, "look_after", lambda self, **_: None)
+    monkeypatch.setattr(
+        UploaderProcess, "wait_until_drained", lambda self, last_step, **_: awaited.append(last_step)
+    )
+    for saved in (5, None):
+        with Loop(tmp_path / "run", options=QUICK).checkpointer as ckpt:
+            ckpt.restore("auto")
+            if saved is not None:
+                ckpt.save(saved)
+    assert awaited == [5, None]
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Every file a start reads, damaged in every way, on the owner's disk and on another: the outcome of each."""
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -7,9 +8,9 @@ from damages import DAMAGES, EVERY, Change
 from machines import LATEST, Machine, index_of, live, said
 from toys import claim, keys_of, take
 
-from uploader import layout
+from uploader import files, heartbeat, layout
 from uploader.commit import commit
-from uploader.errors import CorruptError, NothingToResume, StoreDenied
+from uploader.errors import CorruptError, DiskError, NothingToResume, StartRefused, StoreDenied
 from uploader.flow import Flow
 from uploader.journal import Journal
 from uploader.layout import MANIFEST_KEY, RunKeys
@@ -277,3 +278,31 @@ async def test_a_generation_that_another_start_takes_first_is_its_own(
     await take(store, claim((1, None), (2, 20)))
     assert (await here.start(LATEST)).run.generation == 3
     assert here.watched_s >= 60, "whoever took it may be just starting"
+
+
+async def test_after_the_last_generation_there_is_none(here: Machine, store: MemoryStore) -> None:
+    """Somebody put a file there: no trainer of ours comes that far."""
+    store._keep("generations/999999999.json", b"{}")
+    with pytest.raises(StartRefused, match=r"generation 999999999 is the last one.*--run-name"):
+        await here.start(LATEST)
+    del store._objects["generations/999999999.json"]
+    assert (await here.start(LATEST)).run.generation == 2
+
+
+async def test_a_full_disk_at_the_start_is_one_line_and_releases_the_run(
+    here: Machine, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = files.write_durably
+
+    def full(path: Path, data: bytes) -> None:
+        if "run.json" in path.name:
+            raise OSError(errno.ENOSPC, "no space", str(path))
+        plain(path, data)
+
+    monkeypatch.setattr(files, "write_durably", full)
+    with pytest.raises(DiskError, match=r"writing .*run\.json.*: No space left on device; free some space"):
+        await here.start(LATEST)
+    beat = await heartbeat.read(store, 2)
+    assert beat is not None and beat.released
+    monkeypatch.undo()
+    assert (await here.start(LATEST)).step == 20

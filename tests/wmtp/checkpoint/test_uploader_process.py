@@ -1,5 +1,6 @@
 """The uploader as its own process: one serves a run, a dead one is replaced, a vain wait ends in words."""
 
+import errno
 import os
 import signal
 import sys
@@ -107,6 +108,83 @@ def test_an_uploader_that_is_killed_is_replaced(rig: Rig, monkeypatch: pytest.Mo
     assert status is not None
     assert status.newest_durable_step == 20
     assert rig.pid != killed
+
+
+class Dead:
+    """Programs in place of the uploader, which end at once; the trainer's clock stands still until told."""
+
+    def __init__(self, rig: Rig, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+        self.s, self.started, self.looks = 1000.0, 0, 0
+        self.pid, self.returncode = 0, code
+        is_locked = files.is_locked
+
+        def start(*_: object, **__: object) -> "Dead":
+            self.started += 1
+            return self
+
+        def look(path: Path) -> bool:
+            self.looks += 1
+            return is_locked(path)
+
+        monkeypatch.setattr(uploader_process.subprocess, "Popen", start)
+        monkeypatch.setattr(uploader_process.files, "is_locked", look)
+        self.uploader = UploaderProcess(rig.directory, 1, clock=lambda: self.s)
+
+    def poll(self) -> int:
+        return self.returncode
+
+    def steps(self, count: int, s: float) -> list[str]:
+        """News of a trainer that makes so many steps in that time."""
+        for _ in range(count):
+            self.s += s / count
+            self.uploader.look_after()
+        return [*self.uploader.news()]
+
+
+def test_one_that_is_killed_while_the_trainer_goes_on_is_started_again_within_a_second(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dead = Dead(rig, monkeypatch, -9)
+    dead.uploader.ensure()
+    dead.looks = 0
+    told = dead.steps(100, 1.0)
+    assert (dead.started, dead.looks) == (2, 1)  # a hundred steps look once
+    assert told == ["uploader: it was killed by signal 9, and is started again"]
+    assert len(dead.steps(1000, 100.0)) == uploader_process.RESTARTS - 1
+    assert dead.started == 1 + uploader_process.RESTARTS  # then it is given up
+    dead.uploader.look_after(anew=True)  # until the next save
+    assert dead.started == 2 + uploader_process.RESTARTS
+    assert len(dead.steps(1000, 100.0)) == 1 + uploader_process.RESTARTS
+
+
+def test_one_that_failed_waits_for_the_next_save(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    dead = Dead(rig, monkeypatch, 1)
+    dead.uploader.ensure()
+    rig.show(state="failed", error="access denied")
+    assert dead.steps(10, 10.0) == ["uploader: access denied"]
+    assert dead.started == 1
+    dead.uploader.look_after(anew=True)
+    assert [*dead.uploader.news()] == ["uploader: it ended with exit code 1, and is started again"]
+
+
+@pytest.mark.usefixtures("sidecar")
+def test_while_another_one_serves_none_is_started(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    dead = Dead(rig, monkeypatch, -9)
+    assert dead.steps(10, 10.0) == []
+    assert (dead.started, dead.looks) == (0, 10)
+
+
+def test_a_machine_that_can_start_nothing_ends_no_training(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOMEM, "out of memory")
+
+    monkeypatch.setattr(uploader_process.subprocess, "Popen", start)
+    for _ in range(2):
+        rig.uploader.look_after(anew=True)
+    starting = (
+        f"uploader: starting the uploader of {rig.directory.path}: Cannot allocate memory; check the disk"
+    )
+    assert [*rig.uploader.news()] == [starting, starting]
 
 
 def test_one_that_serves_already_is_left_alone(rig: Rig, sidecar: None) -> None:

@@ -249,3 +249,14 @@ def test_a_file_store_is_no_foreign_run_even_without_its_manifest(run: Run) -> N
     listed = as_json(wmtp("checkpoints", "ls", f"file://{run.store}", "--json"))
     assert (listed["directory"], listed["store"]) == (None, str(run.location))
     assert [step["states"] for step in listed["steps"]] == [["durable"]]
+
+
+def test_what_a_record_says_moves_no_cursor(run: Run) -> None:
+    hostile = "\x1b[2J\r\x9b31m"
+    run.save(10, metrics={"loss": hostile, hostile: 1.0})
+    run.upload()
+    for words in (("ls",), ("show",), ("verify",)):
+        said = wmtp("checkpoints", *words, run.path)
+        assert said.exit_code == 0
+        assert not {"\x1b", "\r", "\x9b"} & {*said.output}
+    assert as_json(wmtp("checkpoints", "ls", run.path, "--json"))["steps"][0]["metrics"]["loss"] == hostile

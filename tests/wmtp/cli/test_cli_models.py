@@ -25,7 +25,7 @@ RECIPE: dict[str, Any] = {
         "hidden_size": 32, "intermediate_size": 64, "trunk_layers": 1,
         "heads": 3, "attention_heads": 2, "kv_heads": 1,
     },
-    "optim": {"learning_rate": 1e-2},
+    "optim": {"learning_rate": 1e-2, "ema_decay": 0.9},
 }  # fmt: skip
 
 
@@ -83,6 +83,7 @@ def test_an_exported_directory_can_be_trained_further(lab: Path, tmp_path: Path)
     words = [
         f"paths.models.base={tmp_path}/hf",
         "train.max_steps=1",
+        "optim.ema_decay=null",
         f"paths.checkpoints.base_path={tmp_path}/runs",
     ]
     sets = [word for key in words for word in ("--set", key)]
@@ -91,6 +92,10 @@ def test_an_exported_directory_can_be_trained_further(lab: Path, tmp_path: Path)
     assert process.returncode == 0, out + err
     first = json.loads((tmp_path / "runs/tiny/metrics.jsonl").read_text().splitlines()[0])
     assert sum(first["heads"]) < 0.5 * 3 * math.log(264)
+
+    result = wmtp("export", tmp_path / "runs" / "tiny", "--hf", tmp_path / "averages", "--ema")
+    assert result.exit_code == 2
+    one_error(result, "step_1", "it holds no averaged weights", "optim.ema_decay", "--ema")
 
 
 def test_eval_measures_the_held_out_part(lab: Path) -> None:
@@ -106,6 +111,24 @@ def test_eval_measures_the_held_out_part(lab: Path) -> None:
     assert len(decoding["accepted"]) == 2 and all(0 < share <= 1 for share in decoding["accepted"])
     assert evaluated(lab, "step_60", "--prompts", 0)["decoding"] is None
     assert evaluated(lab, "step_60", "--prompts", 0)["bits_per_byte"] > found["bits_per_byte"]
+
+
+def test_averaged_weights_are_measured_and_exported_where_they_are_asked_for(
+    lab: Path, tmp_path: Path
+) -> None:
+    trained = evaluated(lab, "--prompts", 0)
+    averaged = evaluated(lab, "--prompts", 0, "--ema")
+    assert (trained["ema"], averaged["ema"]) == (False, True)
+    assert averaged["bits_per_byte"] != trained["bits_per_byte"]
+    assert averaged["bits_per_byte"] == pytest.approx(trained["bits_per_byte"], rel=0.2)
+
+    result = wmtp("export", lab / "runs" / "tiny", "--hf", tmp_path / "hf", "--ema")
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.splitlines()[0].endswith("step_120, averaged weights")
+    location = Location("", str(lab / "runs" / "tiny"))
+    opened = open_checkpoint(location, StorageSettings(), tmp_path / "scratch", print, averaged=True)
+    theirs = LlamaForCausalLM.from_pretrained(tmp_path / "hf").get_input_embeddings().weight
+    assert torch.equal(theirs, opened.model.embed_tokens.weight)
 
 
 def test_eval_for_people(lab: Path) -> None:

@@ -4,13 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_runs import Run, as_json, one_error, states, wmtp
+from cli_runs import NOW, Run, as_json, one_error, states, wmtp
 
 from uploader import files
 from uploader.generation import Owner
 from uploader.heartbeat import Heartbeat
 from uploader.layout import heartbeat_key
 from uploader.lease import Lease
+from uploader.pins import Pin
 from uploader.retention import KeepBest, Retention
 from uploader.run import RunFile
 from uploader.settings import UploadSettings
@@ -64,6 +65,27 @@ def test_a_dry_run_says_why_and_changes_nothing(six: Run) -> None:
     assert next(line.split() for line in lines if "step_10@g1" in line) == [
         "step_10@g1", "store", "would", "go", "no", "rule", "keeps", "it",
     ]  # fmt: skip
+
+
+def test_a_pin_that_died_halfway_is_told_by_a_dry_run(six: Run) -> None:
+    pin = Pin(run="demo", step=10, generation=1, by="me", at=NOW)
+    (six.store / "pins/step_10@g1.json").write_bytes(pin.encode())
+    _, rows = plan(six, "--dry-run")
+    assert rows["step_10", "store"] == ["pinned"]
+    assert {one["name"] for one in plan(six)[0]["pruned"] if one["where"] == "store"} == {"step_50@g1"}
+    assert wmtp("checkpoints", "unpin", six.path, "step_10").exit_code == 0
+    assert {one["name"] for one in plan(six)[0]["pruned"]} == {"step_10@g1"}
+
+
+def test_what_the_store_has_pruned_does_not_wait_for_an_upload(six: Run) -> None:
+    """The disk keeps more; should the store, too, from now on, nothing of it goes back there."""
+    set_run(six, local_retention=Retention(keep_last=6))
+    plan(six)
+    set_run(six, retention=Retention(keep_last=6))
+    rows = plan(six, "--dry-run")[1]
+    assert rows["step_50", "local"] == ["keep_last"]
+    six.upload()
+    assert "step_50@g1" not in {one["name"] for one in plan(six)[0]["steps"] if one["where"] == "store"}
 
 
 def test_it_does_what_it_said(six: Run) -> None:

@@ -150,3 +150,26 @@ def test_a_step_that_was_pruned_meanwhile_is_said_to_be(
 def test_no_such_step(far: Run, tmp_path: Path) -> None:
     result = wmtp("checkpoints", "restore", far.location, "step_11", tmp_path / "x")
     one_error(result, "there is no step_11")
+
+
+@pytest.mark.parametrize(
+    "where", ["ckpt/demo", "ckpt/demo/step_99", "ckpt/demo/a/b", "store/demo/x", "link/x"]
+)
+def test_a_run_is_no_place_for_a_copy(run: Run, tmp_path: Path, where: str) -> None:
+    """Its uploader would take it for a step, and its sweep for debris."""
+    run.save(10)
+    run.upload()
+    (tmp_path / "link").symlink_to(run.path)
+    result = wmtp("checkpoints", "restore", run.path, "latest", tmp_path / where)
+    assert result.exit_code == 2
+    one_error(result, str(tmp_path / where), "a part of the run")
+    assert [path.name for path in run.path.glob("step_*")] == ["step_10"]
+
+
+def test_a_large_directory_that_is_something_else_is_not_walked(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.save(10)
+    (tmp_path / "home" / "all" / "of" / "it").mkdir(parents=True)
+    monkeypatch.setattr(Path, "rglob", lambda *_: pytest.fail("walked"))
+    one_error(wmtp("checkpoints", "restore", run.path, "latest", tmp_path / "home"), "holds something else")

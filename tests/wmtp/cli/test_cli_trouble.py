@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from cli_runs import (
+    MODEL,
     Run,
     as_json,
     one_error,
@@ -130,6 +131,7 @@ def test_a_truncated_manifest_names_the_command_that_repairs_it(run: Run) -> Non
         "latest": "step_20",
         "live": ["step_20", "step_10"],
         "superseded": [],
+        "left_out": [],
     }
     assert json.loads(manifest.read_bytes()) == json.loads(whole)
     assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
@@ -147,6 +149,18 @@ def test_rebuild_for_people(run: Run) -> None:
         ["live", "step_10"],
         ["superseded", "none"],
     ]
+
+
+def test_a_rebuild_leaves_out_what_is_not_all_there(run: Run) -> None:
+    for step in (10, 20):
+        run.save(step)
+    run.upload()
+    (run.store / "step_10" / "g1" / MODEL).unlink()
+    found = as_json(wmtp("checkpoints", "rebuild", run.location, "--json"))
+    assert (found["live"], len(found["left_out"])) == (["step_20"], 1)
+    assert "step_10/g1/checkpoint.json: 1 of its files" in found["left_out"][0]
+    last = wmtp("checkpoints", "rebuild", run.location).stdout.splitlines()[-1]
+    assert last == f"  left out    {found['left_out'][0]}"
 
 
 def test_rebuild_makes_no_run_where_there_is_none(run: Run, tmp_path: Path) -> None:

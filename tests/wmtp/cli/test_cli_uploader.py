@@ -145,3 +145,38 @@ def test_an_uploader_that_is_there_already(run: Run) -> None:
     finally:
         process.terminate()
         process.communicate(timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("words", "stays"),
+    [
+        ([], [1, 2, 3, 4, 5, 6]),
+        (["--keep-last", "2"], [5, 6]),
+        (["--keep-every", "2"], [2, 4, 5, 6]),
+        (["--keep-last", "1", "--keep-every", "3"], [3, 6]),
+        (["--keep-last", "1", "--keep-for-s", "1e9"], [1, 2, 3, 4, 5, 6]),
+    ],
+)
+def test_what_stays_of_a_run_without_run_json(tmp_path: Path, words: list[str], stays: list[int]) -> None:
+    (tmp_path / "out").mkdir()
+    for step in range(1, 7):
+        (tmp_path / "out" / f"step_{step}.pt").write_bytes(b"weights")
+    upload = ("uploader", "--watch", tmp_path / "out", "--to", tmp_path / "store", "--once", "--quiet-s", "0")
+    assert wmtp(*upload, *words).exit_code == 0
+    assert sorted(live(tmp_path / "store" / "out")) == [f"step_{step}" for step in stays]
+    assert len([*(tmp_path / "out").glob("step_*.pt")]) == 6  # nothing of it is deleted here
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "says"),
+    [
+        ("--keep-last", "0", "0 would prune every checkpoint; the newest is always kept: use 1 or more"),
+        ("--keep-every", "0", "0 should be greater than or equal to 1"),
+        ("--keep-for-s", "0", "0.0 should be greater than 0"),
+        ("--keep-for-s", "nan", "nan should be a finite number"),
+    ],
+)
+def test_a_rule_is_checked_as_in_a_config(run: Run, option: str, value: str, says: str) -> None:
+    result = wmtp("uploader", "--watch", run.path, "--once", option, value)
+    assert result.exit_code == 2
+    one_error(result, f"{option}: {says}")

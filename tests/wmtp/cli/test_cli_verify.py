@@ -3,6 +3,7 @@
 import os
 import shutil
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -197,6 +198,54 @@ def test_what_another_trainer_wrote_is_compared_once_it_is_uploaded(tmp_path: Pa
     upload = ("uploader", "--watch", path, "--to", tmp_path / "store", "--once", "--quiet-s", "0")
     assert wmtp(*upload).exit_code == 0
     result = wmtp("checkpoints", "verify", path, "--deep")
-    assert result.stdout.splitlines()[-1].split() == ["ok", "step_7:", "store"]
+    assert result.stdout.splitlines()[-1].split() == ["ok", "step_7:", "local,", "store"]
     assert wmtp("checkpoints", "restore", path, "latest", tmp_path / "x").exit_code == 0
     assert (tmp_path / "x" / "step_7.pt").read_bytes() == b"weights"
+
+
+@pytest.fixture
+def foreign(tmp_path: Path) -> Path:
+    """Two checkpoints of another trainer, a file and a directory with a link in it, here and in the store."""
+    path = tmp_path / "foreign"
+    (path / "checkpoint-8" / "sub").mkdir(parents=True)
+    (path / "step_7.pt").write_bytes(b"weights" * 1000)
+    (path / "checkpoint-8" / "trainer_state.json").write_text("{}")
+    (path / "checkpoint-8" / "sub" / "blob").write_bytes(b"blob")
+    (path / "checkpoint-8" / "linked").symlink_to("sub/blob")
+    upload = ("uploader", "--watch", path, "--to", tmp_path / "store", "--once", "--quiet-s", "0")
+    assert wmtp(*upload).exit_code == 0
+    return path
+
+
+def told_of(foreign: Path, step: str) -> list[str]:
+    """What is wrong with a copy on this disk; of what can't be looked at it is an error of the whole."""
+    found = as_json(wmtp("checkpoints", "verify", foreign, step, "--json"))
+    (verdict,) = found["steps"]
+    assert verdict["checked"] == (["store"] if found["errors"] else ["local", "store"])
+    return [one for one in [*verdict["problems"], *found["errors"]] if str(foreign) in one]
+
+
+def test_what_another_trainer_has_here_is_what_it_was(foreign: Path) -> None:
+    result = wmtp("checkpoints", "verify", foreign)
+    verdicts = [line.split() for line in result.stdout.splitlines()[1:]]
+    assert result.exit_code == 0
+    assert verdicts == [["ok", f"step_{step}:", "local,", "store"] for step in (8, 7)]
+
+
+@pytest.mark.parametrize(
+    ("step", "damage", "says"),
+    [
+        ("step_7", lambda path: flip(path / "step_7.pt", 5), "step_7.pt: bytes 0 to 7000 (block 0) differ"),
+        ("step_7", lambda path: os.truncate(path / "step_7.pt", 9), "it has 9 bytes, its record says 7000"),
+        ("step_8", lambda path: flip(path / "checkpoint-8/sub/blob", 0), "sub/blob: bytes 0 to 4 (block 0)"),
+        ("step_8", lambda path: (path / "checkpoint-8/linked").unlink(), "linked: the file is missing"),
+        ("step_8", lambda path: (path / "checkpoint-8/new").touch(), "new: the record does not name it"),
+        ("step_8", lambda path: (path / "checkpoint-8/new").symlink_to("/etc"), "new: it is a link to /etc"),
+    ],
+)
+def test_what_another_trainer_has_here_differs(
+    foreign: Path, step: str, damage: Callable[[Path], object], says: str
+) -> None:
+    damage(foreign)
+    assert any(says in problem for problem in told_of(foreign, step))
+    assert wmtp("checkpoints", "verify", foreign).exit_code == 1
