@@ -243,6 +243,7 @@ def ensure_running(data: Path, bucket: str, *, idle_s: float = IDLE_S) -> tuple[
     """Have the server of ``data`` run, with this bucket; hold the lease first. Not for use in an event loop.
 
     Args:
+        bucket: empty where checkpoints go to a directory, and only models or data come from the server.
         idle_s: how long a server started here outlives the last lease.
 
     Returns:
@@ -260,7 +261,8 @@ def ensure_running(data: Path, bucket: str, *, idle_s: float = IDLE_S) -> tuple[
         elif time.monotonic() > ends:
             raise StoreError("it does not answer", doing="waiting for the S3 server of", subject=str(data))
         time.sleep(POLL_S)
-    server.ensure_bucket(bucket)
+    if bucket:
+        server.ensure_bucket(bucket)
     return server.endpoint_url, server.credentials_file
 
 

@@ -176,6 +176,19 @@ def test_the_server_runs_while_anyone_holds_its_lease(data: Path) -> None:
     assert not DevS3(data).running()
 
 
+def test_without_a_bucket_there_is_just_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where checkpoints go to a directory, and a model comes from the server."""
+    made: list[str] = []
+    monkeypatch.setattr(seaweedfs, "find_weed", lambda: tmp_path)
+    monkeypatch.setattr(files, "is_locked", lambda path: True)
+    monkeypatch.setattr(DevS3, "answers", lambda server: True)
+    monkeypatch.setattr(DevS3, "endpoint_url", "http://127.0.0.1:1")
+    monkeypatch.setattr(DevS3, "ensure_bucket", lambda server, name: made.append(name))
+    for bucket in ("", "wmtp"):
+        assert ensure_running(tmp_path, bucket)[0] == "http://127.0.0.1:1"
+    assert made == ["wmtp"]
+
+
 def test_killed_supervisor_and_killed_server_are_replaced_and_lose_nothing(data: Path) -> None:
     lease = hold(data)
     try:

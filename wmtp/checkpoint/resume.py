@@ -157,9 +157,14 @@ class Takeover:
     async def _take(
         self, found: Found, candidate: Candidate | None, forked_from: str | None
     ) -> GenerationFile:
-        """Take the next generation, before anything is loaded: nobody else can have its keys."""
+        """Take the next generation, before anything is loaded: nobody else can have its keys.
+
+        Raises:
+            StartRefused: there is no next one.
+        """
         taken = await generation.newest(self._store)
-        number = max(taken, found.manifest.generation, found.claim.generation) + 1
+        highest = max(taken, found.manifest.generation, found.claim.generation)
+        number = generation.next_to(highest, self._store.uri)
         lineage = Lineage.fresh(number)
         if candidate is not None:
             lineage = (await self._lineage_of(candidate, found)).child(number, after_step=candidate.step)

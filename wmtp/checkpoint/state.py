@@ -46,7 +46,8 @@ def flatten(value: object, name: str, tensors: dict[str, Tensor]) -> Any:
         case Tensor() if _is_plain(value):
             while name in tensors:  # {"a": {"b": …}, "a.b": …}
                 name += "'"
-            tensors[name] = value.detach()
+            # The same object at each save, where it can be: then nothing has to be laid out anew.
+            tensors[name] = value.detach() if value.requires_grad else value
             return {"$tensor": name}
         case bytes():
             return {"$bytes": base64.b64encode(value).decode()}

@@ -1,9 +1,9 @@
 """``wmtp eval``: what a checkpoint is worth on held-out text, and how far its heads shorten decoding.
 
-With ``--json`` one object: ``run``, ``step``, ``source``; ``heads``, each with ``cross_entropy`` (nats a
-target) and ``accuracy``; ``bits_per_byte`` (of head 0); ``targets`` (of head 0); ``decoding`` (null where
-none was asked for) with ``prompts``, ``tokens``, ``passes``, ``tokens_per_pass`` and ``accepted``, the share
-of its drafts that was kept for each head from the second on.
+With ``--json`` one object: ``run``, ``step``, ``source``; ``ema``, whether of averaged weights; ``heads``,
+each with ``cross_entropy`` (nats a target) and ``accuracy``; ``bits_per_byte`` (of head 0); ``targets`` (of
+head 0); ``decoding`` (null where none was asked for) with ``prompts``, ``tokens``, ``passes``,
+``tokens_per_pass`` and ``accepted``, the share of its drafts that was kept for each head from the second on.
 """
 
 import json
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wmtp.cli.access import JsonOption
-from wmtp.cli.checkpoints import RunArgument, StepArgument
+from wmtp.cli.checkpoints import EmaOption, RunArgument, StepArgument
 from wmtp.cli.reporting import one_line_errors
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ def evaluate(
     ] = None,
     prompts: Annotated[int, typer.Option(min=0, help="Prompts to decode after.", metavar="N")] = 8,
     tokens: Annotated[int, typer.Option(min=0, help="Tokens to decode after each.", metavar="N")] = 64,
+    ema: EmaOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Measure a step, the latest if none is named: loss and accuracy of each head, bits a byte.
@@ -67,7 +68,7 @@ def evaluate(
 
     wanted = list(overrides or []) + ([] if data is None else [f"data.train={data}"])
     settings = load_settings(config, recipe, wanted, Flags(), os.environ, Path.cwd())
-    opened = open_step(run, step, config, settings.cache, quiet=as_json)
+    opened = open_step(run, step, config, settings.cache, quiet=as_json, averaged=ema)
     with reachable(settings.storage, settings.dev_s3, settings.location.bucket) as (storage, _):
         settings = dataclasses.replace(settings, storage=storage)
         batches = _batches(opened, settings, held_out=data is None)
@@ -81,7 +82,7 @@ def evaluate(
         tokens=tokens,
         bytes_per_token=batches.packed.bytes_per_token,
     )
-    found = {"run": run, "step": opened.step, "source": opened.source, **report.as_json()}
+    found = {"run": run, "step": opened.step, "source": opened.source, "ema": ema, **report.as_json()}
     if as_json:
         print(json.dumps(found))
     else:
@@ -119,7 +120,7 @@ def _batches(opened: "Opened", settings: "Resolved", *, held_out: bool) -> "Batc
 
 
 def _print(found: dict[str, Any]) -> None:
-    print(f"step_{found['step']} from {found['source']}")
+    print(f"step_{found['step']} from {found['source']}{', averaged weights' if found['ema'] else ''}")
     for k, head in enumerate(found["heads"]):
         print(f"  head {k}   {head['cross_entropy']:.4f} nats, {100 * head['accuracy']:.1f} % right")
     print(f"  {found['bits_per_byte']:.4f} bits a byte, over {found['targets']} tokens")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from wmtp.cli.access import ConfigOption
-from wmtp.cli.checkpoints import RunArgument, StepArgument
+from wmtp.cli.checkpoints import EmaOption, RunArgument, StepArgument
 from wmtp.cli.reporting import one_line_errors
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def export(
         Path | None,
         typer.Option(help="The run's tokenizer.json, where it was not bytes.", metavar="FILE"),
     ] = None,
+    ema: EmaOption = False,
     config: ConfigOption = None,
 ) -> None:
     """Write a step, the latest if none is named, as a Hugging Face Llama directory.
@@ -48,7 +49,7 @@ def export(
         raise SettingsError("it is missing", subject="--hf", hint="name the directory to write: --hf DIR")
     target = hf.expanduser().absolute()
     require_empty(target)
-    opened = open_step(run, step, config, target.parent, quiet=False)
+    opened = open_step(run, step, config, target.parent, quiet=False, averaged=ema)
     chosen = _tokenizer(opened.tokenizer, tokenizer)
     ids = {"bos_token_id": chosen.bos_id, "eos_token_id": chosen.eos_id}
     save_llama(
@@ -59,7 +60,7 @@ def export(
         extra_files=chosen.files(),
     )
     millions = opened.model.parameter_count() / 1e6
-    print(f"step_{opened.step} from {opened.source}")
+    print(f"step_{opened.step} from {opened.source}{', averaged weights' if ema else ''}")
     print(f"  {target}: {millions:.2f} M parameters in {dtype}, {opened.model.config.heads} heads")
 
 

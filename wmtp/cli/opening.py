@@ -13,7 +13,9 @@ from wmtp.cli.steps import Step
 from wmtp.eval.opened import Opened, open_checkpoint
 
 
-def open_step(run: str, step: str | None, config: Path | None, scratch: Path, *, quiet: bool) -> Opened:
+def open_step(
+    run: str, step: str | None, config: Path | None, scratch: Path, *, quiet: bool, averaged: bool = False
+) -> Opened:
     """The model of a step, from this disk where an intact copy is there, else from the store.
 
     Args:
@@ -21,9 +23,10 @@ def open_step(run: str, step: str | None, config: Path | None, scratch: Path, *,
         step: ``latest`` (None), ``step_N`` or ``step_N@gG``.
         scratch: where a download may lie for a moment.
         quiet: don't tell what is being downloaded.
+        averaged: with the averages of its weights (``optim.ema_decay``), not the weights.
 
     Raises:
-        SettingsError: two steps are named.
+        SettingsError: two steps are named, or the step has no averages.
         NothingToResume: there is no such run or step.
         CorruptError: no copy of the step is intact.
     """
@@ -33,7 +36,8 @@ def open_step(run: str, step: str | None, config: Path | None, scratch: Path, *,
         copies = _copies(found, place)
         for number, location in enumerate(copies, 1):
             try:
-                return open_checkpoint(location, place.storage, scratch, _nothing if quiet else _say)
+                say = _nothing if quiet else _say
+                return open_checkpoint(location, place.storage, scratch, say, averaged=averaged)
             except CorruptError:
                 if number == len(copies):
                     raise

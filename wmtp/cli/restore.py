@@ -76,12 +76,13 @@ async def _restore(inventory: "Inventory", step: "Step", target: Path, quiet: bo
     """Try each copy of a step, the nearest first.
 
     Raises:
-        SettingsError: the target holds something else.
+        SettingsError: the target holds something else, or is a part of the run.
         CorruptError: no copy is intact.
     """
     from uploader.errors import CorruptError
     from wmtp.cli.reporting import show_error
 
+    _require_elsewhere(inventory, target)
     began_s, copies = time.monotonic(), _copies(inventory, step)
     for number, copy in enumerate(copies, 1):
         try:
@@ -104,6 +105,18 @@ async def _restore(inventory: "Inventory", step: "Step", target: Path, quiet: bo
         }
     problem = step.damaged or "there is no copy with a record"
     raise CorruptError(problem, doing="restoring", subject=step.name)
+
+
+def _require_elsewhere(inventory: "Inventory", target: Path) -> None:
+    """A copy among the steps themselves would be taken for one of them."""
+    from uploader.errors import SettingsError
+
+    place = inventory.place
+    own = [place.directory.path] if place.directory is not None else []
+    own += [place.location.directory] if place.location is not None and not place.location.is_s3 else []
+    if any(Path(os.path.realpath(target)).is_relative_to(os.path.realpath(path)) for path in own):
+        hint = "name a directory elsewhere; a trainer that resumes brings its step here by itself"
+        raise SettingsError("it is a part of the run", subject=str(target), hint=hint)
 
 
 def _copies(inventory: "Inventory", step: "Step") -> "list[Callable[[], Awaitable[Copy]]]":
@@ -161,15 +174,19 @@ def _is_there(target: Path, record: "CommitRecord") -> bool:
     problem = "it is not a directory"
     with disk_errors("restoring to", target):
         if target.is_dir() and not target.is_symlink():
-            there = {str(path.relative_to(target)) for path in target.rglob("*") if not path.is_dir()}
-            if not any(target.iterdir()):
+            if not (names := set(os.listdir(target))):
                 return False
-            is_same = there == {file.path for file in record.files}
-            if is_same and not [*damage(target, record.files)]:
+            paths = {file.path for file in record.files}
+            is_like_it = names == {path.partition("/")[0] for path in paths}  # else it may be large
+            if is_like_it and _files_below(target) == paths and not [*damage(target, record.files)]:
                 return True
             problem = "it holds something else"
     hint = "name a new directory, or delete that one"
     raise SettingsError(problem, subject=str(target), hint=hint)
+
+
+def _files_below(directory: Path) -> set[str]:
+    return {str(path.relative_to(directory)) for path in directory.rglob("*") if not path.is_dir()}
 
 
 async def _said(inventory: "Inventory", step: "Step", error: Exception) -> Exception:

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from uploader.below import private
-from uploader.errors import DiskError
+from uploader.errors import DiskError, SettingsError
 from uploader.files import make_directory
 from wmtp.data.document import Document, Documents
 from wmtp.data.tokenizer import Tokenizer, Tokens, token_dtype
@@ -69,6 +69,7 @@ class PackedTokens:
         """The packed tokens of ``corpus``, from the directory ``cache`` if they lie there, else built.
 
         Raises:
+            SettingsError: there is no text in it.
             DiskError: the corpus can't be read or the cache can't be written.
         """
         fingerprint = fingerprint_of(corpus, tokenizer)
@@ -150,6 +151,9 @@ def _build(corpus: Documents, tokenizer: Tokenizer, cache: Path) -> PackedTokens
             file.write(ids.astype(dtype).data)
             tokens, text_bytes = tokens + len(ids), text_bytes + len(document.text)
         _sync(file)
+    if not tokens:
+        hint = "name other data, or in data.text_field the field that holds the text"
+        raise SettingsError("all of its records are empty", subject="data.train", hint=hint)
     record = PackedRecord(digest.hexdigest(), tokenizer.name, dtype.str, tokens, text_bytes, len(spans))
     tokens_path = staged.rename(cache / f"{record.fingerprint}.tokens")
     prompts = np.array(spans, dtype="<i8").reshape(-1, 2)

@@ -43,25 +43,34 @@ class Opened:
 
 
 def open_checkpoint(
-    location: Location, storage: StorageSettings, scratch: Path, say: Callable[[str], None]
+    location: Location,
+    storage: StorageSettings,
+    scratch: Path,
+    say: Callable[[str], None],
+    *,
+    averaged: bool = False,
 ) -> Opened:
     """The model of a step, in evaluation mode on the CPU.
 
     Args:
         location: of a run (its newest intact step) or of one of its steps.
         scratch: a directory with room for a download, which is deleted again.
+        averaged: with the averages of its weights, not the weights.
 
     Raises:
         NothingToResume: there is no checkpoint.
+        SettingsError: it holds no averages.
         CorruptError: none there is intact, or it holds no model of this program.
         StoreError: the store can't be reached, or refuses.
     """
     found: list[Opened] = []
 
     def load(path: Path, record: NodeRecord) -> None:
-        wanted = [one for one in record.files if one.path.startswith(("model-", state_file(0)))]
+        parts = ("model-", "extra-", state_file(0)) if averaged else ("model-", state_file(0))
+        wanted = [one for one in record.files if one.path.startswith(parts)]
         loaded = read_checkpoint(path, record.model_copy(update={"files": wanted}))
-        found.append(Opened(model_of(loaded, path).eval(), record.step, "", loaded.tree.get("about", {})))
+        model = model_of(loaded, path, averaged=averaged).eval()
+        found.append(Opened(model, record.step, "", loaded.tree.get("about", {})))
 
     run = RunFile(run=location.name or "run", destination=str(location), storage=storage)
     with files.disk_errors("reading to", scratch):

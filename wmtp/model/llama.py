@@ -13,6 +13,7 @@ from typing import Any, Self, TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from uploader.errors import SettingsError
 from wmtp.model.rope import RopeScaling, frequencies
@@ -193,7 +194,14 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One decoder layer: attention, then MLP, each normalised before and added after."""
+    """One decoder layer: attention, then MLP, each normalised before and added after.
+
+    Attributes:
+        recompute: whether it keeps its input alone and computes the rest again in the backward pass, with the
+            same random numbers: the gradients are the same bit for bit.
+    """
+
+    recompute: bool = False
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -204,6 +212,11 @@ class Block(nn.Module):
         self.dropout = config.dropout
 
     def forward(self, hidden: Tensor, positions: Rotary) -> Tensor:
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(self._forward, hidden, positions, use_reentrant=False)  # type: ignore[no-any-return]
+        return self._forward(hidden, positions)
+
+    def _forward(self, hidden: Tensor, positions: Rotary) -> Tensor:
         attended = self.self_attn(self.input_layernorm(hidden), positions)
         hidden = hidden + functional.dropout(attended, self.dropout, self.training)
         computed = self.mlp(self.post_attention_layernorm(hidden))

@@ -89,5 +89,9 @@ class MTPModel(nn.Module):
         hidden = self.trunk(ids)
         return torch.stack([self.head(k, hidden) for k in range(self.config.heads)], dim=2)
 
+    def blocks(self) -> list[Block]:
+        """All decoder layers: the trunk's, and each head's."""
+        return [*self.layers, *self.heads]
+
     def parameter_count(self) -> int:
         return sum(weight.numel() for weight in self.parameters())

@@ -1,7 +1,6 @@
 """A model on disk that training reads and never changes: a step of a run, or a Hugging Face directory."""
 
 import hashlib
-import mmap
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +8,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from uploader import checksum, files, layout
+from uploader import below, checksum, files, layout
 from uploader.errors import CorruptError, SettingsError
+from uploader.record import NodeRecord, decode
 from uploader.restore import check
-from uploader.watch import read_step
 from wmtp.checkpoint.load import Loaded, read_checkpoint
-from wmtp.checkpoint.state import unflatten
+from wmtp.checkpoint.state import Tree, unflatten
 from wmtp.model.hf_config import CONFIG
 from wmtp.model.hf_io import load_llama
 from wmtp.model.llama import ModelConfig
@@ -56,7 +55,7 @@ def open_pretrained(path: Path, *, field: str, device: torch.device | str = "cpu
     if (path / CONFIG).exists():
         model = load_llama(path, device=device, dtype=torch.float32, field=field).decoder
         return _frozen(model, fingerprint_of(path))
-    steps = [one.name for one in path.glob("step_*") if (one / layout.node_record(0)).exists()]
+    steps = [one.name for one in path.glob("*") if (one / layout.node_record(0)).exists()]
     newest = max(steps, key=lambda name: layout.parse_step(name) or 0, default=None)
     problem = f"there is no model in {path}" if path.is_dir() else f"there is no directory {path}"
     hint = f"did you mean {path / newest}?" if newest else "name step_N/ of a run or a Hugging Face directory"
@@ -69,8 +68,9 @@ def _frozen(model: MTPModel, fingerprint: str) -> Pretrained:
 
 def _open_step(path: Path, device: torch.device | str) -> Pretrained:
     """The model of a checkpoint; of its other state nothing is read. It is not pruned meanwhile."""
+    record_path = path / layout.node_record(0)
     with files.disk_errors("reading", path), files.held_for_reading(path):
-        record = read_step(path).record
+        record = decode(NodeRecord, below.read_small(record_path), subject=str(record_path))
         shards = [one for one in record.files if one.path.startswith("model-")]
         wanted = [*shards, *(one for one in record.files if one.path == layout.state_file(0))]
         check(path, wanted)
@@ -79,9 +79,19 @@ def _open_step(path: Path, device: torch.device | str) -> Pretrained:
     return _frozen(model, _digest((one.path, one.crc64nvme) for one in shards))
 
 
-def model_of(loaded: Loaded, path: Path) -> MTPModel:
-    """The model as it was saved, built from what its checkpoint says about itself."""
+def model_of(loaded: Loaded, path: Path, *, averaged: bool = False) -> MTPModel:
+    """The model as it was saved, built from what its checkpoint says about itself.
+
+    Args:
+        averaged: with the averages of its weights in their place.
+
+    Raises:
+        SettingsError: there are no averages.
+        CorruptError: it is no model of this program.
+    """
     names = {name: ref for name, ref in loaded.tree["model"].items() if not name.startswith(CRITIC)}
+    if averaged:
+        names = _averages(names, loaded, path)
     weights = unflatten(names, loaded.tensors)
     try:
         with torch.device("meta"):
@@ -94,6 +104,18 @@ def model_of(loaded: Loaded, path: Path) -> MTPModel:
     return model
 
 
+def _averages(names: Tree, loaded: Loaded, path: Path) -> Tree:
+    """The averages in place of the weights of those names; a tied unembedding follows its embedding."""
+    match loaded.tree["extra"].get("ema"):
+        case {"weights": dict(saved)} if saved:
+            if (names.keys() ^ saved.keys()) - {"lm_head.weight"}:
+                problem = "its averaged weights are not those of the model"
+                raise CorruptError(problem, doing="opening", subject=str(path))
+            return {**names, **saved}
+    hint = "train with optim.ema_decay, or leave out --ema"
+    raise SettingsError("it holds no averaged weights", doing="opening", subject=str(path), hint=hint)
+
+
 def fingerprint_of(path: Path) -> str:
     """Of a Hugging Face directory: its config and its weights."""
     parts = [path / CONFIG, *sorted(path.glob("*.safetensors"))]
@@ -102,11 +124,11 @@ def fingerprint_of(path: Path) -> str:
 
 
 def _checksum(path: Path) -> str:
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        crc = 0
-        for start in range(0, len(data), checksum.BLOCK_SIZE_BYTES):
-            crc = checksum.crc64nvme(data[start : start + checksum.BLOCK_SIZE_BYTES], crc)
-        return checksum.encode(crc)
+    crc = 0
+    with path.open("rb") as file:
+        while block := file.read(checksum.BLOCK_SIZE_BYTES):
+            crc = checksum.crc64nvme(block, crc)
+    return checksum.encode(crc)
 
 
 def _digest(parts: Iterable[tuple[str, str]]) -> str:

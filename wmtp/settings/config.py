@@ -5,7 +5,7 @@ Paths and locations are kept as written; ``resolve`` makes them absolute.
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from uploader.settings import PartsInFlight, PartSize, StorageSettings, UploadSettings
 from wmtp.settings.fields import (
@@ -129,11 +129,19 @@ class Storage(StorageSettings):
 
 
 class Devices(Section):
-    """Where tensors live; dtype ``auto`` is bfloat16 on CUDA and float32 on CPU."""
+    """Where tensors live, and how they are computed.
+
+    Attributes:
+        dtype: of matrix products; ``auto`` is bfloat16 on CUDA and float32 on CPU. Weights stay float32.
+        compile: whether layers and heads go through ``torch.compile``.
+        activation_checkpointing: whether each layer and head computes its activations again in the backward
+            pass instead of keeping them: less memory, a third more work, the same gradients.
+    """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     compile: bool = False
+    activation_checkpointing: bool = False
 
 
 class LauncherResources(Section):
@@ -164,12 +172,41 @@ class Launcher(Section):
     resources: LauncherResources = LauncherResources()
 
 
+_TRACKING = ("http", "https", "file", "sqlite", "postgresql", "mysql", "mssql", "databricks", "databricks-uc")
+
+
+def _check_tracking_uri(uri: str) -> str:
+    scheme = uri.partition(":")[0]
+    known = scheme.partition("+")[0] in _TRACKING and (uri == scheme or uri.startswith(f"{scheme}://"))
+    if not known or any(mark.isspace() for mark in uri):
+        raise ValueError(f"no URI of a tracking server or database: write one with {', '.join(_TRACKING)}")
+    return uri
+
+
 class Mlflow(Section):
-    """Tracking with MLflow; off unless enabled."""
+    """Tracking with MLflow (``pip install 'wmtp[mlflow]'``); off unless enabled.
+
+    Attributes:
+        experiment: made where there is none of that name.
+        tracking_uri: of a server, or a database URI; None is what MLflow itself takes: its environment
+            variables, else ``sqlite:///mlflow.db``. Its user and password are never shown.
+    """
 
     enabled: bool = False
-    experiment: str = "wmtp"
-    tracking_uri: str | None = None
+    experiment: Annotated[str, Field(min_length=1)] = "wmtp"
+    tracking_uri: Annotated[str, AfterValidator(_check_tracking_uri)] | None = None
+
+
+class Tensorboard(Section):
+    """Event files for TensorBoard.
+
+    Attributes:
+        enabled: None writes them where TensorBoard is installed.
+        directory: to which the run's name is joined; None is ``tensorboard`` in the run directory.
+    """
+
+    enabled: bool | None = None
+    directory: str | None = None
 
 
 class Config(Section):
@@ -188,3 +225,4 @@ class Config(Section):
     devices: Devices = Devices()
     launcher: Launcher = Launcher()
     mlflow: Mlflow = Mlflow()
+    tensorboard: Tensorboard = Tensorboard()

@@ -9,7 +9,7 @@ from wmtp.settings.resolved import Resolved
 
 Row = tuple[str, str, str]
 
-_USER_OF_URL = re.compile(r"(?<=://)[^/@\s]+@")
+_USER_OF_URL = re.compile(r"(?<=://)[^/\s]+@")
 _HIDDEN = ("launcher.resources.env.",)
 _IN_FIRST_ROWS = (
     "run.",

@@ -26,6 +26,15 @@ BYTES = "bytes"
 
 Algo = Literal["baseline-mtp", "rho1-weighted", "rho1-tokenskip", "critic-wmtp", "rho1-wmtp"]
 SelectionMode = Literal["weighted", "tokenskip"]
+HeldOutMetric = Literal[
+    "bits_per_byte",
+    "held_out",
+    "held_out_accuracy",
+    "ema_bits_per_byte",
+    "ema_held_out",
+    "ema_held_out_accuracy",
+]
+"""What a validation gives as one number: of each head's, head 0's; ``ema_…`` is that of averaged weights."""
 
 MODELS_NEEDED: dict[Algo, tuple[str, ...]] = {
     "baseline-mtp": (),
@@ -62,12 +71,49 @@ class Checkpointing(Section):
     auto_resume_latest: bool = False
 
 
+class Validation(Section):
+    """Measuring the model on held-out text while it trains: its loss, accuracy and bits a byte.
+
+    Attributes:
+        every: steps from one validation to the next; None measures once, at the end of the run.
+        samples: windows to measure on, spread over what is held out.
+    """
+
+    every: Count | None = None
+    samples: Count = 256
+
+
+class EarlyStopping(Section):
+    """The end of a run that gets no better.
+
+    Attributes:
+        metric: which of a validation's numbers must get better.
+        mode: whether lower or higher is better.
+        patience: validations without a new best after which the run ends; None never ends it.
+        min_delta: a new best is better by more than this.
+    """
+
+    metric: HeldOutMetric = "bits_per_byte"
+    mode: Literal["min", "max"] = "min"
+    patience: Count | None = None
+    min_delta: NotNegative = 0.0
+
+    @model_validator(mode="after")
+    def _the_better_way(self) -> Self:
+        if self.metric.endswith("accuracy") != (self.mode == "max"):
+            better = "min" if self.mode == "max" else "max"
+            raise ValueError(f"mode {self.mode} is worse for {self.metric}: set mode to {better}")
+        return self
+
+
 class Train(Section):
     """The algorithm and how long it runs: ``max_steps`` or ``num_epochs``; with neither, 400 steps."""
 
     algo: Algo = "baseline-mtp"
     max_steps: Count | None = None
     num_epochs: Count | None = None
+    validation: Validation = Validation()
+    early_stopping: EarlyStopping = EarlyStopping()
     checkpointing: Checkpointing = Checkpointing()
 
     @model_validator(mode="after")
@@ -142,6 +188,9 @@ class Optim(Section):
     Attributes:
         warmup_steps: steps of linear warm-up; None is a tenth of all steps.
         min_lr_ratio: the last step's learning rate as a share of the highest.
+        ema_decay: of an average of the weights, kept beside them: what a step leaves of it; None keeps none.
+        max_bad_steps: how many steps in a row may have a loss or gradients that are not finite. Such a step
+            changes nothing; the last of so many ends the run.
     """
 
     learning_rate: Positive = 1e-3
@@ -150,6 +199,8 @@ class Optim(Section):
     warmup_steps: Annotated[int, Field(ge=0)] | None = None
     min_lr_ratio: Annotated[float, Field(ge=0, le=1)] = 0.1
     clip_norm: Positive = 1.0
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    max_bad_steps: Count = 3
 
     def warmup_of(self, max_steps: int) -> int:
         """Steps of warm-up in a run of ``max_steps`` steps."""

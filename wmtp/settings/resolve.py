@@ -22,6 +22,7 @@ from wmtp.settings.recipe import BYTES, MODELS_NEEDED, Recipe
 from wmtp.settings.resolved import Flags, Resolved
 from wmtp.settings.resume import Resume
 from wmtp.settings.retention import resolve_retention
+from wmtp.settings.validation import require_validation
 
 DEFAULT_MAX_STEPS = 400
 STDLIB = "stdlib"
@@ -45,6 +46,7 @@ def resolve(
     Raises:
         SettingsError: a flag is malformed, a location can't be, or two settings contradict each other.
     """
+    require_validation(recipe)
     choose = _Chooser(leaf_sources)
     own, shared = recipe.train.checkpointing, config.paths.checkpoints
     run_name = choose(
@@ -79,6 +81,7 @@ def resolve(
         storage=storage_of(config.storage, cwd),
         upload=_upload(config, flags, choose),
         dev_s3=directory_of(config.storage.dev_s3, cwd, "storage.dev_s3"),
+        tensorboard=directory_of(config.tensorboard.directory, cwd, "tensorboard.directory"),
         sources=choose.sources,
         leaf_sources=leaf_sources,
     )

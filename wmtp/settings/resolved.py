@@ -44,6 +44,7 @@ class Resolved:
         storage: how the store is reached; without an endpoint while ``dev_s3`` is to provide one.
         upload: how the uploader works.
         dev_s3: data directory of the embedded server to start; None starts none.
+        tensorboard: what the run's name is joined to; None is ``tensorboard`` in ``local_dir``.
         sources: for each field above that several places may set, ``key (source)`` or the flag.
         leaf_sources: dotted key to source, for every key that something set; the others are defaults.
     """
@@ -72,6 +73,7 @@ class Resolved:
     storage: StorageSettings
     upload: UploadSettings
     dev_s3: Path | None
+    tensorboard: Path | None
     sources: Mapping[str, str]
     leaf_sources: Mapping[str, str]
 

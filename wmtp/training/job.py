@@ -1,6 +1,5 @@
 """One run from its settings to its summary: build, take over, train, wait until it is durable."""
 
-import contextlib
 import dataclasses
 import json
 import logging
@@ -14,14 +13,18 @@ import torch
 
 from uploader.errors import StartRefused
 from wmtp.checkpoint.checkpointer import Checkpointer, Options
+from wmtp.checkpoint.resume import Started
 from wmtp.checkpoint.state import Tree
 from wmtp.checkpoint.uploader_process import Uploading
 from wmtp.settings import Resolved
 from wmtp.store_access import reachable
+from wmtp.training.mlflow_run import TrackedRun
+from wmtp.training.progress import Progress
 from wmtp.training.setup import build
 from wmtp.training.stopping import StopRequest
 from wmtp.training.summary import next_commands, summary
-from wmtp.training.tracking import MetricsLog, Progress
+from wmtp.training.trackers import open_trackers
+from wmtp.training.tracking import Outcome
 from wmtp.training.trainer import Position, Trainer
 
 
@@ -68,6 +71,7 @@ class _Job:
         self.settings, self.again = settings, again
         self.setup = build(settings)
         self.position = Position()
+        self.tracked = TrackedRun(str(settings.location))
         about = {**self.setup.about, "may_change": self._may_change()}
         self.about: dict[str, Any] = json.loads(json.dumps(about))  # as it will be read again
         self.options = self._options(uploading, inherited, take_over)
@@ -92,33 +96,42 @@ class _Job:
                 settings.local_dir,
                 model=setup.model,
                 optimizer=setup.optimizers,
-                extra={"position": position, **setup.extra},
+                extra={"position": position, "tracking": self.tracked, **setup.extra},
                 every=settings.save_interval,
                 to=settings.base,
                 options=self.options,
             ) as checkpointer,
             stop,
         ):
-            self._resume(checkpointer)
+            started = self._resume(checkpointer)
             began_step = position.step
-            metrics_path = checkpointer.directory.path / "metrics.jsonl"
-            with (
-                contextlib.closing(MetricsLog(metrics_path, resume_step=began_step)) as metrics,
-                Progress(setup.max_steps) as progress,
-            ):
-                trainer = Trainer(settings, setup, position, checkpointer, metrics, progress)
-                trainer.train(stop)
-            stop.no_more_steps()
-            if stop.signal is not None:
-                say(f"stopped by {stop.signal.name} after step {position.step}")
-            status = checkpointer.finish()
+            with open_trackers(settings, self.tracked, started, say) as trackers:
+                with self._progress() as progress:
+                    trainer = Trainer(settings, setup, position, checkpointer, trackers, progress)
+                    trainer.train(stop)
+                stop.no_more_steps()
+                if stop.signal is not None:
+                    trackers.outcome = Outcome.KILLED
+                    say(f"stopped by {stop.signal.name} after step {position.step}")
+                try:
+                    status = checkpointer.finish()
+                finally:
+                    trainer.tell()
         if stop.signal is None:
             held_out = trainer.evaluate() if position.step > began_step else {}
-            for line in summary(position, began_step, checkpointer, status, held_out):
+            for line in summary(position, began_step, checkpointer, status, held_out, setup):
                 say(line)
-            for line in next_commands(self.again, position, began_step, settings.local_dir):
+            for line in next_commands(self.again, position, began_step, settings.local_dir, setup):
                 say(line)
         return stop.exit_code
+
+    def _progress(self) -> Progress:
+        return Progress(
+            self.setup.max_steps,
+            began_step=self.position.step,
+            every=self.settings.config.log_interval,
+            tokens_per_step=self.setup.batch_size * self.settings.recipe.data.sequence_length,
+        )
 
     def _options(self, uploading: Uploading, inherited: tuple[int, ...], take_over: bool) -> Options:
         paths = self.settings.config.paths.checkpoints
@@ -150,18 +163,27 @@ class _Job:
     def _may_change(self) -> dict[str, Any]:
         """What a resumed run may do otherwise than before; kept in each checkpoint."""
         recipe = self.settings.recipe
-        optim, loss = recipe.optim.model_dump(mode="json"), recipe.loss.model_dump(mode="json")
+        sections = {
+            "devices": self.settings.config.devices,
+            "train.validation": recipe.train.validation,
+            "train.early_stopping": recipe.train.early_stopping,
+            "optim": recipe.optim,
+            "loss": recipe.loss,
+        }
         return {
             "train.algo": recipe.train.algo,
             **self.setup.reads,
-            **{f"optim.{name}": value for name, value in optim.items()},
-            **{f"loss.{name}": value for name, value in loss.items()},
+            **{
+                f"{key}.{name}": value
+                for key, section in sections.items()
+                for name, value in section.model_dump(mode="json").items()
+            },
             "max_steps": self.setup.max_steps,
             "save_interval": self.settings.save_interval,
             "retention": str(self.settings.retention),
         }
 
-    def _resume(self, checkpointer: Checkpointer) -> None:
+    def _resume(self, checkpointer: Checkpointer) -> Started:
         """Where ``--resume`` says; the settings' own rates, betas and decay hold, not the checkpoint's."""
         wanted = [{name: group[name] for name in _OWN} for group in self._groups()]
         checkpointer.restore(self.settings.resume, fresh=self.settings.fresh)
@@ -171,12 +193,16 @@ class _Job:
         assert started is not None  # noqa: S101
         for reason in started.skipped:
             say(f"passed over: {reason}")
+        if self.setup.ema.news:
+            say(self.setup.ema.news)
         parameters = sum(weight.numel() for weight in self.setup.model.parameters())
         where = f"resumed from {started.source}" if started.source else "from scratch"
         say(
             f"run {self.settings.run_name}, generation {started.run.generation}: {parameters / 1e6:.2f} M "
-            f"parameters on {self.setup.device}, {where}; checkpoints go to {self.settings.location}"
+            f"parameters on {self.setup.device}, {where}"
         )
+        say(f"checkpoints go to {self.settings.location}")
+        return started
 
     def _groups(self) -> list[dict[str, Any]]:
         return [group for optimizer in self.setup.optimizers.values() for group in optimizer.param_groups]

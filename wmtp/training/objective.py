@@ -20,6 +20,9 @@ from wmtp.training.step import StepLoss, forward_backward, score
 Measures = dict[str, Tensor]
 """What a step tells of itself, on the device: ``loss``, and more by name, each a scalar or [H]."""
 
+Numbers = dict[str, float | list[float]]
+"""The same on the host."""
+
 Weigh = Callable[[Tensor, Tensor], Tensor]
 """Scores and where they are valid, both [B, S, H], to weights [B, S, H]."""
 
@@ -75,6 +78,17 @@ class Rho1:
         weights = self.weigh(excess_loss(own, reference), valid)
         measures = weighted_backward(self.model, batches, weights, autocast_dtype=self.autocast_dtype)
         return measures | weight_measures(weights, valid)
+
+
+def on_host(measures: Measures) -> Numbers:
+    """All numbers in one transfer: on a device, the only time in a step that the host waits for it."""
+    device = measures["loss"].device
+    flat = [one.reshape(-1).to(device, torch.float64, non_blocking=True) for one in measures.values()]
+    numbers = iter(torch.cat(flat).tolist())
+    return {
+        name: next(numbers) if one.ndim == 0 else [next(numbers) for _ in range(one.numel())]
+        for name, one in measures.items()
+    }
 
 
 def valid_targets(batches: Sequence[Batch]) -> Tensor:

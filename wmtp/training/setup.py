@@ -14,11 +14,17 @@ from wmtp.data.dataset import Batches, split
 from wmtp.data.packed import PackedTokens
 from wmtp.model.mtp import MTPModel
 from wmtp.settings import Resolved
+from wmtp.settings.validation import require_best
 from wmtp.training.algorithm import Basis, build_algorithm
+from wmtp.training.early_stopping import EarlyStopping
+from wmtp.training.ema import Ema
+from wmtp.training.guard import Guard
 from wmtp.training.models import build_model
 from wmtp.training.objective import Objective
 from wmtp.training.optimizer import OptimizerSettings, build_optimizer
 from wmtp.training.sources import open_data, open_tokenizer, require_one_vocabulary
+from wmtp.training.trackers import check_trackers
+from wmtp.training.validation import EMA, Validation
 
 
 @dataclass
@@ -27,7 +33,7 @@ class Setup:
 
     Attributes:
         optimizers: ``main`` trains the model; others what the algorithm trains beside it.
-        extra: by name, what else of the algorithm has a state.
+        extra: by name, what else has a state: ``ema``, ``guard`` and ``early_stopping`` are among it.
         batch_size: samples a step, over all micro-batches.
         fingerprints: of what must not change between a checkpoint and its resumption.
         about: the same in words, to name the fields that differ.
@@ -38,6 +44,10 @@ class Setup:
     objective: Objective
     optimizers: dict[str, torch.optim.Optimizer]
     extra: Mapping[str, Stateful]
+    ema: Ema
+    guard: Guard
+    validation: Validation
+    early_stopping: EarlyStopping
     train: Batches
     held_out: Batches
     bytes_per_token: float
@@ -57,7 +67,8 @@ def build(settings: Resolved) -> Setup:
         SettingsError: something is missing, unknown, or does not fit together.
     """
     recipe, config = settings.recipe, settings.config
-    _check_supported(settings)
+    check_trackers(settings)
+    require_best(settings)
     device = _device(config.devices.device)
     tokenizer = open_tokenizer(settings)
     require_one_vocabulary(settings, tokenizer)
@@ -81,15 +92,32 @@ def build(settings: Resolved) -> Setup:
             weight_decay=recipe.optim.weight_decay,
         ),
     )
+    ema = Ema(model, recipe.optim.ema_decay)
+    guard, early_stopping = Guard(recipe.optim.max_bad_steps), EarlyStopping(recipe.train.early_stopping)
+    validation = Validation(
+        recipe.train.validation,
+        {"": model} if ema.model is None else {"": model, EMA: ema.model},
+        held_out,
+        batch_size=recipe.data.batch_size,
+        bytes_per_token=packed.bytes_per_token,
+        device=device,
+        autocast_dtype=autocast_dtype,
+    )
+    validation.require_text()
     algorithm = build_algorithm(Basis(settings, model, train, max_steps, device, autocast_dtype))
-    if config.devices.compile:
-        for block in [*model.layers, *model.heads]:
+    for block in model.blocks():
+        block.recompute = config.devices.activation_checkpointing
+        if config.devices.compile:
             block.compile()
     return Setup(
         model=model,
         objective=algorithm.objective,
         optimizers={"main": optimizer, **algorithm.optimizers},
-        extra=algorithm.extra,
+        extra={**algorithm.extra, "ema": ema, "guard": guard, "early_stopping": early_stopping},
+        ema=ema,
+        guard=guard,
+        validation=validation,
+        early_stopping=early_stopping,
         train=train,
         held_out=held_out,
         bytes_per_token=packed.bytes_per_token,
@@ -109,15 +137,6 @@ def build(settings: Resolved) -> Setup:
         },
         reads=algorithm.reads,
     )
-
-
-def _check_supported(settings: Resolved) -> None:
-    if settings.config.mlflow.enabled:
-        raise SettingsError(
-            "this version does not write to MLflow yet",
-            subject="mlflow.enabled",
-            hint="set it to false: metrics are in metrics.jsonl of the run directory",
-        )
 
 
 def _device(name: str) -> torch.device:

@@ -10,6 +10,7 @@ from wmtp.data.tokenizer import TOKENIZER, TOKENIZER_CONFIG, ByteTokenizer, Toke
 from wmtp.data.tokenizer_file import FileTokenizer
 from wmtp.model.fetch import fetch
 from wmtp.model.hf_config import read_config
+from wmtp.model.stored_step import locate_step
 from wmtp.settings import Resolved
 from wmtp.settings.recipe import BYTES, MODELS_NEEDED
 
@@ -39,19 +40,15 @@ def model_directory(settings: Resolved, name: str) -> Path:
         SettingsError: there is nothing.
         WmtpError: it can't be fetched.
     """
-    return fetch(
-        settings.models[name],
-        settings.storage,
-        settings.cache,
-        field=f"paths.models.{name}",
-        wanted=_is_of_a_model,
-        say=_say,
-    )
+    field = f"paths.models.{name}"
+    location = locate_step(settings.models[name], settings.storage, field=field)
+    return fetch(location, settings.storage, settings.cache, field=field, wanted=_is_of_a_model, say=_say)
 
 
 def _is_of_a_model(name: str) -> bool:
-    """Weights that can be read without running anything, and the JSON beside them."""
-    return name.endswith((".safetensors", ".json"))
+    """Weights that can be read without running anything, and the JSON beside them; no optimizer's state."""
+    is_other_state = name.startswith(("optim-", "extra-"))
+    return "/" not in name and name.endswith((".safetensors", ".json")) and not is_other_state
 
 
 def open_tokenizer(settings: Resolved) -> Tokenizer:

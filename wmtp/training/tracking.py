@@ -1,26 +1,76 @@
-"""What people see of a run: its metrics as JSON lines on disk, and lines (or a bar) on the terminal.
+"""Where the numbers of a run go: what a tracker does, and the one that is always there: JSON lines on disk.
 
 A resumed run cuts the lines after the step it resumes from, so every step is in the file once, whatever was
-killed when. Imports neither torch nor, before there is a terminal, rich.
+killed when. Imports neither torch nor any tracker's package.
 """
 
 import json
 import math
 import os
-import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Self, TextIO, TypeAlias
+from typing import Protocol, TypeAlias
 
 from uploader.below import private
 from uploader.errors import CorruptError
 from uploader.files import disk_errors, make_directory
 
-if TYPE_CHECKING:
-    import rich.progress
-
 Metric: TypeAlias = float | int | str | list[float] | None
+
+
+class Outcome(Enum):
+    """How a run ended, in MLflow's words."""
+
+    FINISHED = "FINISHED"
+    KILLED = "KILLED"
+    FAILED = "FAILED"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What is to be written of one step.
+
+    Attributes:
+        at_s: when it was measured, in seconds since the epoch.
+        labels: texts by name; a later one of a name replaces the earlier.
+    """
+
+    step: int
+    metrics: Mapping[str, Metric]
+    at_s: float
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    def scalars(self) -> Iterator[tuple[str, float]]:
+        """The numbers, each with a name: ``heads`` become ``head0``…, another list ``name/head0``…"""
+        for name, value in self.metrics.items():
+            if isinstance(value, list):
+                above = "" if name == "heads" else f"{name}/"
+                yield from ((f"{above}head{number}", float(one)) for number, one in enumerate(value))
+            elif isinstance(value, int | float):
+                yield name, float(value)
+
+
+class Tracker(Protocol):
+    """Somewhere to write to. Its methods may block and raise: ``Background`` calls them for whoever can't."""
+
+    def write(self, entries: Sequence[Entry]) -> None:
+        """Write entries, oldest first. The first call of all has none: it opens what is written to.
+
+        Raises:
+            Refused: they can't be written, now or later.
+            Exception: anything else may heal, and the same entries may be given again.
+        """
+        ...
+
+    def close(self, outcome: Outcome) -> None:
+        """Say how the run ended. Raises as ``write`` does."""
+        ...
+
+
+class Refused(Exception):
+    """A tracker's service does not take what it was sent, and sending it again changes nothing."""
 
 
 class MetricsLog:
@@ -53,7 +103,17 @@ class MetricsLog:
             self._file.write(json.dumps(line, allow_nan=False) + "\n")
             self._file.flush()
 
-    def close(self) -> None:
+    def write(self, entries: Sequence[Entry]) -> None:
+        """Append a line for each; see ``log``."""
+        for entry in entries:
+            self.log(entry.step, entry.metrics)
+
+    def close(self, outcome: Outcome = Outcome.FINISHED) -> None:
+        """Close the file; how the run ended is not in it.
+
+        Raises:
+            DiskError: a line that was kept can't be written.
+        """
         with disk_errors("writing metrics to", self.path):
             self._file.close()
 
@@ -86,62 +146,3 @@ def _finite(value: Metric) -> Metric | list[float | None]:
     if isinstance(value, list):
         return [number if math.isfinite(number) else None for number in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-class Progress:
-    """Progress of a run, as a context manager: lines, and below them a bar where ``stream`` is a terminal.
-
-    Args:
-        max_steps: where the bar ends.
-        stream: where to write; standard output by default.
-    """
-
-    def __init__(self, max_steps: int, stream: TextIO | None = None) -> None:
-        self.max_steps = max_steps
-        self._stream = stream or sys.stdout
-        self._bar: rich.progress.Progress | None = None
-
-    def __enter__(self) -> Self:
-        if self._stream.isatty():
-            self._bar = _terminal_bar(self._stream)
-            self._task = self._bar.add_task("training", total=self.max_steps)
-            self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bar:
-            self._bar.stop()
-
-    def advance(self, step: int) -> None:
-        """Move the bar to ``step``; writes no line."""
-        if self._bar:
-            self._bar.update(self._task, completed=step)
-
-    def step(self, step: int, metrics: Mapping[str, Metric]) -> None:
-        """Write a line with the step and its metrics, numbers to four digits."""
-        self.advance(step)
-        words = [f"step {step}/{self.max_steps}", *(f"{name} {_short(metrics[name])}" for name in metrics)]
-        self.note("  ".join(words))
-
-    def note(self, line: str) -> None:
-        """Write a line as it is."""
-        if self._bar:
-            self._bar.console.print(line, markup=False, highlight=False)
-        else:
-            print(line, file=self._stream, flush=True)
-
-
-def _short(value: Metric) -> str:
-    if isinstance(value, list):
-        return "/".join(_short(number) for number in value)
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _terminal_bar(stream: TextIO) -> "rich.progress.Progress":
-    from rich import progress
-    from rich.console import Console
-
-    columns = (progress.TextColumn("{task.description}"), progress.BarColumn(), progress.MofNCompleteColumn())
-    return progress.Progress(*columns, progress.TimeRemainingColumn(), console=Console(file=stream))

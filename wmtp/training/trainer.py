@@ -1,24 +1,29 @@
 """The training loop: fetch, forward and backward, fence, step, save."""
 
-import time
 from dataclasses import dataclass
 from typing import Any
 
-from uploader.errors import DiskError
+from uploader import layout
+from uploader.errors import WmtpError
 from wmtp.checkpoint.checkpointer import Checkpointer
 from wmtp.data.dataset import Batch
 from wmtp.settings import Resolved
-from wmtp.training.objective import Measures
+from wmtp.training.checkpoint_log import CheckpointLog
+from wmtp.training.guard import not_finite
+from wmtp.training.objective import Measures, Numbers, on_host
 from wmtp.training.optimizer import clip_gradients, learning_rate, set_learning_rate
+from wmtp.training.progress import Progress
 from wmtp.training.setup import Setup
-from wmtp.training.step import evaluate
 from wmtp.training.stopping import StopRequest
-from wmtp.training.tracking import Metric, MetricsLog, Progress
+from wmtp.training.trackers import Trackers
+from wmtp.training.tracking import Metric
+from wmtp.training.validation import as_numbers
 
-EVALUATED_SAMPLES = 256
 MAIN = "main"
 SHOWN = ("loss", "heads", "value_loss", "kept", "lr")
 """Metrics for the terminal, in this order; the others are in the file."""
+HELD_OUT_SHOWN = (("held_out", "bits_per_byte"), ("ema_held_out", "ema_bits_per_byte"))
+"""Those of a validation, each group on a line of its own."""
 
 
 @dataclass
@@ -28,7 +33,7 @@ class Position:
     Attributes:
         step: optimizer steps done.
         samples: samples consumed, over all ranks: the position in the data.
-        loss: of the last step, a mean over targets, in nats.
+        loss: of the last good step, a mean over targets, in nats.
     """
 
     step: int = 0
@@ -43,7 +48,7 @@ class Position:
 
 
 class Trainer:
-    """Trains until ``max_steps`` or until asked to stop."""
+    """Trains until ``max_steps``, until nothing gets better, or until asked to stop."""
 
     def __init__(
         self,
@@ -51,39 +56,46 @@ class Trainer:
         setup: Setup,
         position: Position,
         checkpointer: Checkpointer,
-        metrics: MetricsLog,
+        trackers: Trackers,
         progress: Progress,
     ) -> None:
         self.settings, self.setup, self.position = settings, setup, position
-        self.checkpointer, self.metrics, self.progress = checkpointer, metrics, progress
-        self._told, self._metrics_error = 0, ""
-        self._logged_s, self._logged_step = time.perf_counter(), position.step
+        self.checkpointer, self.trackers, self.progress = checkpointer, trackers, progress
+        self._checkpoints = CheckpointLog(checkpointer, settings.location, trackers, progress)
+        self._validated: tuple[int, dict[str, Metric]] = 0, {}
 
     def train(self, stop: StopRequest) -> None:
         """Run the loop, and save the last step.
 
         Raises:
-            WmtpError: a snapshot failed.
+            WmtpError: a snapshot failed, or loss or gradients were not finite for too many steps in a row.
         """
         position, setup = self.position, self.setup
         setup.model.train()
-        while position.step < setup.max_steps and stop.signal is None:
+        while position.step < setup.max_steps and self.stopped_early is None and stop.signal is None:
             measures = setup.objective.backward(self._fetch(), position.step)
-            measures |= self._clip()
+            numbers = on_host(measures | self._clip())  # the one wait for a device: the step hangs on them
             self._set_learning_rate()
             self.checkpointer.fence()  # what a running snapshot still copies is about to change
+            if setup.guard.admits(numbers):
+                self._update(numbers)
             for optimizer in setup.optimizers.values():
-                optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
             position.step += 1
             position.samples += setup.batch_size
-            position.loss = float(measures["loss"])
-            self._log(measures)
+            self._log({**numbers, **self._validate()})
+            self._refuse_bad(numbers)
             self._save()
-        if position.step and (self.settings.save_final or stop.signal is not None):
+        early = self.stopped_early is not None
+        if position.step and (self.settings.save_final or early or stop.signal is not None):
             self._save(force=True)
         self.checkpointer.wait()
         self.tell()
+
+    @property
+    def stopped_early(self) -> str | None:
+        """Why there are no more steps, although there could be; None where that isn't so."""
+        return self.setup.early_stopping.reason
 
     def _fetch(self) -> list[Batch]:
         """The step's micro-batches."""
@@ -115,71 +127,83 @@ class Trainer:
             )
         set_learning_rate(self.setup.optimizers[MAIN], rate)
 
-    def _save(self, *, force: bool = False) -> None:
-        step, skipped = self.position.step, self.checkpointer.skipped
-        self.checkpointer.save(step, metrics={"loss": self.position.loss}, force=force)
-        if self.checkpointer.skipped > skipped:
-            self.progress.note(f"step_{step}  skipped: the last save is still being written")
+    def _update(self, numbers: Numbers) -> None:
+        """Let the gradients change what they are of; behind the fence."""
+        for optimizer in self.setup.optimizers.values():
+            optimizer.step()
+        self.setup.ema.update()
+        self.position.loss = as_numbers(numbers)["loss"]
 
-    def _log(self, measures: Measures) -> None:
-        """One line of metrics a step; one on the terminal every ``log_interval`` steps."""
-        step = self.position.step
-        metrics: dict[str, Metric] = {name: value.tolist() for name, value in measures.items()}
-        metrics["lr"] = self.setup.optimizers[MAIN].param_groups[0]["lr"]
-        self._write_metrics(step, metrics)
-        self.progress.advance(step)
-        if step % self.settings.config.log_interval == 0 or step == self.setup.max_steps:
-            now_s = time.perf_counter()
-            per_s = (step - self._logged_step) / max(now_s - self._logged_s, 1e-9)
-            self._logged_s, self._logged_step = now_s, step
-            shown = {name: metrics[name] for name in SHOWN if name in metrics}
-            self.progress.step(step, {**shown, "steps/s": per_s})
+    def _refuse_bad(self, numbers: Numbers) -> None:
+        """Tell of a step that changed nothing, and end the run at the last of too many.
+
+        Raises:
+            WmtpError: names the step, what was not finite, and where to go on from. That step is not saved.
+        """
+        guard, step = self.setup.guard, self.position.step
+        if not guard.in_a_row:
+            return
+        what = " and ".join(f"{name} is {value}" for name, value in not_finite(numbers).items())
+        if not guard.gives_up:
+            in_a_row = f"{guard.in_a_row} in a row, {guard.most} end the run"
+            self.progress.note(f"step {step}  WARNING: {what}: its gradients are thrown away ({in_a_row})")
+            return
+        raise WmtpError(
+            f"{what}, and optim.max_bad_steps is {guard.most}",
+            doing="training",
+            subject=f"step {step}",
+            hint=f"{self._last_good()}; lower optim.learning_rate or look at the data, and resume",
+        )
+
+    def _last_good(self) -> str:
+        """The newest checkpoint; of a bad step there is none."""
+        self.checkpointer.wait()
         self.tell()
+        started = self.checkpointer.started
+        steps = [saved.step for saved in self.checkpointer.saved if saved.error is None]
+        step = steps[-1] if steps else started.step if started is not None else 0
+        return f"the last good checkpoint is {layout.step_name(step)}" if step else "no step was saved yet"
 
-    def _write_metrics(self, step: int, metrics: dict[str, Metric]) -> None:
-        """A disk that is full must not end a training run: it is told once, and tried again each step."""
-        try:
-            self.metrics.log(step, metrics)
-            self._metrics_error = ""
-        except DiskError as error:
-            if str(error) != self._metrics_error:
-                self.progress.note(str(error))
-            self._metrics_error = str(error)
-
-    def tell(self) -> None:
-        """A line for each checkpoint that came further on its way since the last call."""
-        while self._told < len(self.checkpointer.saved):
-            saved = self.checkpointer.saved[self._told]
-            if saved.error is not None:
-                self.progress.note(f"step_{saved.step}  not saved: {saved.error}")
-            elif saved.local_ms is not None and saved.copy_ms is not None:
-                megabytes = saved.size_bytes / 1e6
-                self.progress.note(
-                    f"step_{saved.step}  local    {megabytes:.1f} MB in {saved.local_ms:.0f} ms, "
-                    f"copied in {saved.copy_ms:.1f} ms, step stalled {saved.stall_ms:.2f} ms"
-                )
-            else:
-                break
-            if saved.stale:
-                self.progress.note(
-                    f"step_{saved.step}  WARNING: the weights are those of the save before: nothing trains, "
-                    "or the checkpointer holds another model"
-                )
-            self._told += 1
-        for line in self.checkpointer.news():
-            self.progress.note(line)
+    def _validate(self) -> dict[str, Metric]:
+        """What held-out text says of the model, where that is due. It is no part of a step's time."""
+        validation, step = self.setup.validation, self.position.step
+        if not validation.is_due(step):
+            return {}
+        with self.progress.paused():
+            found = validation.measure()
+        self._validated = step, found
+        self.setup.early_stopping.observe(as_numbers(found), step)
+        return found
 
     def evaluate(self) -> dict[str, Metric]:
-        """Loss of each head and bits per byte on held-out data; empty where none is held out."""
-        if not len(self.setup.held_out):
-            return {}
-        batches = self.setup.held_out.in_order(
-            self.settings.recipe.data.batch_size, max_samples=EVALUATED_SAMPLES
-        )
-        result = evaluate(
-            self.setup.model,
-            (batch.to(self.setup.device) for batch in batches),
-            bytes_per_token=self.setup.bytes_per_token,
-            autocast_dtype=self.setup.autocast_dtype,
-        )
-        return {"held_out": list(result.cross_entropies), "bits_per_byte": result.bits_per_byte}
+        """What held-out text says of the model now; empty where none is held out."""
+        step, found = self._validated
+        return found if step == self.position.step else self.setup.validation.measure()
+
+    def _save(self, *, force: bool = False) -> None:
+        """Save the step if it is due. A bad one only where it is the last: it would push a good one out."""
+        step = self.position.step
+        if self.setup.guard.in_a_row and not force:
+            if step % self.settings.save_interval == 0:
+                self.progress.note(f"step_{step}  put off: it is a bad step, and the weights may be why")
+            return
+        validated, found = self._validated
+        measured = as_numbers(found) if validated == step else {}
+        self.checkpointer.save(step, metrics={"loss": self.position.loss, **measured}, force=force)
+        self.tell()
+
+    def _log(self, metrics: dict[str, Metric]) -> None:
+        """One line of metrics a step; the terminal is told less."""
+        step = self.position.step
+        metrics["lr"] = self.setup.optimizers[MAIN].param_groups[0]["lr"]
+        if self.setup.guard.total:
+            metrics["bad_steps"] = self.setup.guard.total
+        self.trackers.log(step, metrics)
+        self.progress.step(step, {name: metrics[name] for name in SHOWN if name in metrics})
+        for names in HELD_OUT_SHOWN:
+            if names[0] in metrics:
+                self.progress.line(step, {name: metrics[name] for name in names})
+
+    def tell(self) -> None:
+        """Tell of each checkpoint that came further on its way since the last call."""
+        self._checkpoints.look(self.position.step)

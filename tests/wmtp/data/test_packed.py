@@ -1,16 +1,20 @@
 """Packed tokens: built once, keyed by content, whole or not there."""
 
 import json
+import os
+import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from uploader.errors import DiskError
+from uploader.errors import DiskError, SettingsError
 from wmtp.data import packed as module
 from wmtp.data.corpus import Corpus, open_corpus
+from wmtp.data.document import Documents
 from wmtp.data.packed import PackedTokens, fingerprint_of
-from wmtp.data.tokenizer import ByteTokenizer
+from wmtp.data.tokenizer import ByteTokenizer, Tokenizer
 
 
 class OtherBytes(ByteTokenizer):
@@ -92,3 +96,56 @@ def test_a_cache_that_cannot_be_written_is_named(corpus: Corpus, tmp_path: Path)
     (tmp_path / "file").touch()
     with pytest.raises(DiskError, match=r"packing tokens in .*/file/cache"):
         PackedTokens.open(corpus, ByteTokenizer(), tmp_path / "file" / "cache")
+
+
+class Built:
+    """Counts what is built, by hooking into the module."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.times, self._build = 0, module._build
+        monkeypatch.setattr(module, "_build", self)
+
+    def __call__(self, corpus: Documents, tokenizer: Tokenizer, cache: Path) -> PackedTokens:
+        self.times += 1
+        return self._build(corpus, tokenizer, cache)
+
+
+def test_only_another_content_is_built_anew(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built, cache = Built(monkeypatch), tmp_path / "cache"
+    first = PackedTokens.open(corpus, ByteTokenizer(), cache)
+    os.utime(corpus.root / "a.txt", (1, 1))
+    shutil.copytree(corpus.root, tmp_path / "elsewhere")
+    for path in ("text", "elsewhere"):
+        found = PackedTokens.open(open_corpus(str(tmp_path / path)), ByteTokenizer(), cache)
+        assert found.fingerprint == first.fingerprint
+    assert built.times == 1
+    stat = (corpus.root / "a.txt").stat()
+    (corpus.root / "a.txt").write_bytes(b"two")  # as long, and then as old
+    os.utime(corpus.root / "a.txt", ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    changed = PackedTokens.open(corpus, ByteTokenizer(), cache)
+    assert built.times == 2
+    assert changed.array.tolist() == [256, *b"two", 257, 256, *b"two!", 257]
+
+
+def test_who_comes_at_the_same_time_waits_and_builds_nothing(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = Built(monkeypatch)
+    with ThreadPoolExecutor(4) as pool:  # each opens the lock for itself, as processes do
+        opened = [
+            pool.submit(PackedTokens.open, corpus, ByteTokenizer(), tmp_path / "cache") for _ in range(4)
+        ]
+    assert {one.result().array.tobytes() for one in opened} == {opened[0].result().array.tobytes()}
+    assert built.times == 1
+
+
+@pytest.mark.parametrize("content", [b"\n\n", b'{"text": ""}\n'])
+def test_records_without_any_text_are_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.jsonl").write_bytes(content)
+    for _ in range(2):
+        with pytest.raises(
+            SettingsError, match=r"^data\.train: all of its records are empty; name other data"
+        ):
+            PackedTokens.open(open_corpus(str(tmp_path / "a.jsonl")), ByteTokenizer(), tmp_path / "cache")

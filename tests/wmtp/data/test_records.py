@@ -99,6 +99,11 @@ def test_compressed_records_of_a_directory_in_order(tmp_path: Path) -> None:
     assert [document.text for document in corpus.documents()] == [b"a", b"b"]
 
 
+def test_a_byte_order_mark_and_blank_lines_are_no_text(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "a"}\r\n\r\n{"text": "b"}')
+    assert pairs(tmp_path / "a.jsonl") == [("", "a"), ("", "b")]
+
+
 def test_texts_beside_records_must_be_chosen_between(tmp_path: Path) -> None:
     lines(tmp_path / "a.jsonl", {"text": "a"})
     (tmp_path / "b.py").write_text("b")
@@ -117,6 +122,7 @@ def test_texts_beside_records_must_be_chosen_between(tmp_path: Path) -> None:
         (b'{"text": "a"}\n{"text": \n', r"reading a\.jsonl:2: it is not JSON"),
         (b'{"text": "a"}\n\n3\n', r"reading a\.jsonl:3: it is no JSON object"),
         (b'[{"text": "a"}, ', r"reading a\.jsonl: it is not JSON"),
+        (b'{"text": "\xff"}', r"reading a\.jsonl:1: it is not JSON"),
         (
             b'{"body": "a", "id": 1}',
             r"a\.jsonl:1 text: the record has only body, id; name .* data\.text_field",

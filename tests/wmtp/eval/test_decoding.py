@@ -14,6 +14,7 @@ from wmtp.eval.decoding import _agreed, decode_plainly, decode_speculatively
 from wmtp.eval.report import measure_decoding
 from wmtp.model.llama import ModelConfig
 from wmtp.model.mtp import MTPModel
+from wmtp.model.rope import RopeScaling
 
 TINY = ModelConfig(
     vocab_size=24, hidden_size=16, intermediate_size=24, attention_heads=2, kv_heads=1, heads=4
@@ -48,6 +49,48 @@ def test_ties_everywhere_change_nothing(dtype: torch.dtype) -> None:
             model.lm_head.weight[16:] = model.lm_head.weight[:8] * (1 + 1e-6)
         tokens = decode_plainly(model, PROMPT, 12).tokens
         assert decode_speculatively(model, PROMPT, 12).tokens == tokens
+
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "tied": {"tie_embeddings": True},
+    "one layer in all": {"trunk_layers": 0},
+    "biased, all heads their own": {"attention_bias": True, "kv_heads": 2},
+    "llama3": {"rope": RopeScaling("llama3", 8.0, 8)},
+    "dynamic": {"rope": RopeScaling("dynamic", 2.0), "max_sequence_length": 17},
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_models_of_every_kind_up_to_the_last_token_they_read(
+    shape: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    longest = 0
+    trunk = MTPModel.trunk
+
+    def watched(model: MTPModel, ids: Tensor) -> Tensor:
+        nonlocal longest
+        longest = max(longest, ids.shape[1])
+        return trunk(model, ids)
+
+    monkeypatch.setattr(MTPModel, "trunk", watched)
+    for seed in range(5):
+        model = random_model(seed, **SHAPES[shape])
+        tokens = decode_plainly(model, PROMPT, 12).tokens
+        assert decode_speculatively(model, PROMPT, 12).tokens == tokens
+    assert longest == len(PROMPT) + 11  # the last token is given, not read
+
+
+def test_the_token_that_ends_a_text_is_one_like_any_other() -> None:
+    """Both go on behind it, as the packed text of training does."""
+    end, found = 7, []
+    for seed in range(10):
+        model = random_model(seed)
+        with torch.no_grad():
+            model.lm_head.weight[end] *= 3
+        plain = decode_plainly(model, PROMPT, 15).tokens
+        assert decode_speculatively(model, PROMPT, 15).tokens == plain
+        found += plain[:-1]
+    assert end in found
 
 
 class Counter(MTPModel):

@@ -169,6 +169,59 @@ def test_what_we_save_both_read(tmp_path: Path, changes: dict[str, Any], shard_s
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]
 
 
+@torch.no_grad()
+def test_tied_weights_in_bfloat16_are_exported_as_they_are(tmp_path: Path) -> None:
+    config = ModelConfig(
+        vocab_size=48,
+        hidden_size=32,
+        intermediate_size=40,
+        heads=2,
+        max_sequence_length=64,
+        tie_embeddings=True,
+    )
+    ours = MTPModel.from_settings(config, seed=3)
+    save_llama(ours, tmp_path / "hf", dtype=torch.bfloat16)
+    assert "lm_head.weight" not in load_file(tmp_path / "hf" / "model.safetensors")
+    theirs = LlamaForCausalLM.from_pretrained(tmp_path / "hf", dtype="auto").eval()
+    assert theirs.dtype == torch.bfloat16
+    assert theirs.lm_head.weight is theirs.model.embed_tokens.weight
+    found = load_mtp(tmp_path / "hf", config, dtype=None)
+    assert found.lm_head.weight is found.embed_tokens.weight
+    torch.testing.assert_close(theirs(ids()).logits, found(ids())[:, :, 0], rtol=0, atol=0)
+
+
+@torch.no_grad()
+def test_a_stored_unembedding_of_a_tied_model_does_not_matter(tmp_path: Path) -> None:
+    theirs = foreign(tmp_path, tie_word_embeddings=True)
+    weights = load_file(tmp_path / "model.safetensors")
+    save_file(weights | {"lm_head.weight": torch.zeros(48, 32)}, tmp_path / "model.safetensors")
+    assert_same_logits(theirs, tmp_path)
+
+
+@torch.no_grad()
+def test_an_index_of_files_with_further_heads(tmp_path: Path) -> None:
+    theirs = foreign(tmp_path / "whole")
+    theirs.save_pretrained(tmp_path / "cut", max_shard_size="20KB")
+    index = tmp_path / "cut/model.safetensors.index.json"
+    tree = json.loads(index.read_text())
+    of_head_0 = {
+        key: one
+        for key, one in load_file(tmp_path / "whole/model.safetensors").items()
+        if ".layers.2." in key
+    }
+    further = {key.replace("model.layers.2", "extra_heads.0"): 2 * one for key, one in of_head_0.items()}
+    save_file(further, tmp_path / "cut/extra.safetensors")
+    tree["weight_map"] |= dict.fromkeys(further, "extra.safetensors")
+    index.write_text(json.dumps(tree))
+    model = load_mtp(tmp_path / "cut", dataclasses.replace(read_config(tmp_path / "cut"), heads=3))
+    state = model.state_dict()
+    for key, one in of_head_0.items():
+        rest = key.removeprefix("model.layers.2.")
+        assert torch.equal(state[f"heads.0.{rest}"], one)
+        assert torch.equal(state[f"heads.1.{rest}"], 2 * one)
+        assert torch.equal(state[f"heads.2.{rest}"], one)
+
+
 @pytest.mark.parametrize("rope", ROPES)
 @torch.no_grad()
 def test_a_round_trip_keeps_the_rope(tmp_path: Path, rope: str) -> None:
@@ -257,6 +310,7 @@ def test_pickled_weights_are_refused_with_a_hint(tmp_path: Path) -> None:
         ("gap", CorruptError, r"there are 1 extra heads, but no extra_heads\.0"),
         ("dtype", SettingsError, r"model\.norm\.weight: I8 is not supported"),
         ("torn", CorruptError, r"reading .*model\.safetensors"),
+        ("empty", CorruptError, r"reading .*model\.safetensors"),
         ("no config", SettingsError, r"config\.json: No such file.*must be a Hugging Face directory"),
         ("no json", SettingsError, r"config\.json: it is not JSON"),
         ("no weights", SettingsError, r"neither model\.safetensors nor model\.safetensors\.index\.json"),
@@ -283,6 +337,8 @@ def test_damage_is_named(tmp_path: Path, damage: str, error: type[WmtpError], sa
     match damage:
         case "torn":
             path.write_bytes(path.read_bytes()[:-100])
+        case "empty":
+            path.write_bytes(b"")
         case "no config":
             (tmp_path / "config.json").unlink()
         case "no json":

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from uploader.errors import CorruptError, SettingsError
 from wmtp.model.hf_io import save_llama
@@ -86,6 +87,22 @@ def positions(model: MTPModel) -> tuple[Tensor, Tensor]:
     return rotary(model.config, IDS.shape[1], IDS.device)
 
 
+@torch.no_grad()
+def test_scores_are_those_of_transformers(tmp_path: Path) -> None:
+    """Which scores a text at its last token."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, num_labels=1, initializer_range=0.2, pad_token_id=31,
+    )  # fmt: skip
+    theirs = LlamaForSequenceClassification(config).eval()
+    theirs.save_pretrained(tmp_path)
+    ours = load_reward(tmp_path, field="paths.models.rm")
+    ids = IDS.clamp(max=30)
+    for length in (1, 4, 7):
+        torch.testing.assert_close(ours(ids[:, :length])[:, -1], theirs(ids[:, :length]).logits[:, 0])
+
+
 def test_a_language_model_is_no_reward_model(exported: tuple[MTPModel, Path]) -> None:
     with pytest.raises(
         SettingsError, match=r"paths\.models\.rm .*is no reward model.*set paths\.models\.ref"
@@ -113,6 +130,20 @@ def test_weights_that_config_does_not_describe_are_refused(
         weights["score.weight"] = torch.zeros(2, 16)
     save_file(weights, path)
     with pytest.raises(CorruptError, match=r"score|layers\.9"):
+        load_reward(reward[2], field="paths.models.rm")
+
+
+@pytest.mark.parametrize("kept", [0, 4, 100])
+def test_torn_weights_of_either_kind_are_named(
+    exported: tuple[MTPModel, Path], reward: tuple[MTPModel, Tensor, Path], tmp_path: Path, kept: int
+) -> None:
+    save_llama(exported[0], tmp_path / "whole")
+    for path in (tmp_path / "whole", reward[2]):
+        weights = path / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:kept])
+    with pytest.raises(CorruptError, match=r"reading .*model\.safetensors"):
+        open_pretrained(tmp_path / "whole", field="paths.models.ref")
+    with pytest.raises(CorruptError, match=r"reading .*model\.safetensors"):
         load_reward(reward[2], field="paths.models.rm")
 
 

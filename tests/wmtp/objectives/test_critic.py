@@ -156,3 +156,20 @@ def test_head_weights_are_those_of_the_slow_implementation(case: Sequences, head
 def test_head_weights_have_no_gradient() -> None:
     values = torch.randn(2, 5, requires_grad=True)
     assert not head_weights(values, torch.ones(2, 5, 2, dtype=torch.bool)).requires_grad
+
+
+def test_a_head_without_targets_leaves_its_share_to_the_others() -> None:
+    values, valid = torch.randn(2, 6, generator=torch.Generator().manual_seed(0)), torch.ones(2, 6, 3) > 0
+    valid[..., 1] = False
+    weights = head_weights(values, valid)
+    assert (weights[..., 1] == 0).all()
+    torch.testing.assert_close(weights.sum(dim=2), inside_window(valid).sum(dim=2).float())
+
+
+def test_one_valid_entry_and_equal_values_weigh_1() -> None:
+    valid = torch.zeros(1, 4, 2, dtype=torch.bool)
+    valid[0, 1, 1] = True
+    assert head_weights(torch.tensor([[1.0, 2.0, 5.0, 3.0]]), valid).tolist() == valid.float().tolist()
+    everywhere = torch.ones(1, 4, 2, dtype=torch.bool)
+    flat = head_weights(torch.full((1, 4), 0.3), everywhere)
+    torch.testing.assert_close(flat, inside_window(everywhere).float())

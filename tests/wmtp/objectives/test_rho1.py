@@ -157,3 +157,25 @@ def test_nothing_valid_gives_zeros(weigh: object) -> None:
     weights = weigh(scores, torch.zeros(2, 3, 2, dtype=torch.bool))  # type: ignore[operator]
     assert weights.dtype == torch.float32 and not weights.requires_grad
     assert torch.equal(weights, torch.zeros(2, 3, 2))
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 0.7, 1e3])
+@pytest.mark.parametrize("scores", [[4.0], [2.5, 2.5, 2.5], [0.1] * 7, [-1e30] * 3])
+def test_one_target_and_equal_ones_weigh_1_at_any_temperature(
+    scores: list[float], temperature: float
+) -> None:
+    """There is no deviation to divide by, or one of rounding errors alone."""
+    case = torch.tensor([*scores, 99.0]).view(1, -1, 1)
+    valid = torch.ones_like(case, dtype=torch.bool)
+    valid[0, -1] = False
+    weights = softmax_weights(case, valid, temperature=temperature)
+    torch.testing.assert_close(weights, valid.float(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1e3])
+def test_extreme_temperatures_reach_the_clip_or_nothing(temperature: float) -> None:
+    scores = torch.linspace(-2, 2, 101).view(1, 101, 1)
+    weights = softmax_weights(scores, torch.ones_like(scores, dtype=torch.bool), temperature=temperature)
+    assert weights.double().mean().item() == pytest.approx(1.0, abs=1e-7)
+    ratio = (weights.max() / weights.min()).item()
+    assert ratio == pytest.approx(3 / 0.05) if temperature < 1 else ratio < 1.01

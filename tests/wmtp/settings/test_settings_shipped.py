@@ -1,11 +1,19 @@
 """The files in ``configs/`` load, and say what their names promise."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
+from pydantic import BaseModel
 
 from uploader.location import Location
+from uploader.retention import KeepBest
 from wmtp.settings import Config, Flags, Recipe, Resolved, Resume, load_settings
+from wmtp.settings.config import LauncherResources
+from wmtp.settings.fields import RetentionRules
+from wmtp.settings.read import read_yaml
+from wmtp.settings.recipe import Model
 
 ROOT = Path(__file__).parents[3]
 CONFIGS = sorted(path.name for path in (ROOT / "configs").glob("config*.yaml"))
@@ -68,3 +76,25 @@ def test_cluster_rho1() -> None:
     assert (resolved.recipe.train.algo, resolved.max_steps) == ("rho1-wmtp", 5000)
     assert resolved.resume == Resume("auto", "auto")
     assert resolved.dataset == Location("wmtp", "datasets/codecontests")
+    assert resolved.recipe.model == Model()  # the base decides its shape
+
+
+LEFT_OUT = {
+    "paths.checkpoints.retention.keep_last",  # `keep_last` is short for it
+    *(f"paths.checkpoints.local_retention.{rule}" for rule in RetentionRules.model_fields),
+    *(f"paths.checkpoints.retention.keep_best.{name}" for name in KeepBest.model_fields),  # in a comment
+    *(f"paths.checkpoints.local_retention.keep_best.{name}" for name in KeepBest.model_fields),
+    *(f"launcher.resources.{name}" for name in LauncherResources.model_fields),  # of config.vessl.yaml
+}
+
+
+def keys_of(model: type[BaseModel], above: str = "") -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        kinds = [field.annotation, *get_args(field.annotation)]
+        sections = [one for one in kinds if isinstance(one, type) and issubclass(one, BaseModel)]
+        yield from keys_of(sections[0], f"{above}{name}.") if sections else [above + name]
+
+
+def test_the_plain_config_shows_every_key() -> None:
+    _, lines = read_yaml((ROOT / "configs/config.yaml").read_text(), "config.yaml")
+    assert {*keys_of(Config)} - LEFT_OUT - lines.keys() == set()

@@ -1,72 +1,17 @@
 """Every algorithm as ``wmtp train`` runs it: it resumes exactly; what it lacks is found before the start."""
 
 import json
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-import yaml
+from jobs import Train, files_of
 from safetensors.torch import load_file, save_file
 
-from uploader import layout
 from uploader.errors import CorruptError, SettingsError, StartRefused
-from wmtp.checkpoint.uploader_process import Uploading
 from wmtp.model.hf_io import save_llama
 from wmtp.model.llama import ModelConfig
 from wmtp.model.mtp import MTPModel
-from wmtp.settings import Flags, load_settings
-from wmtp.training.job import run_job
-
-RECIPE: dict[str, Any] = {
-    "train": {"max_steps": 12},
-    "data": {"train": "./text", "sequence_length": 16, "batch_size": 2, "gradient_accumulation": 2},
-    "model": {
-        "hidden_size": 16, "intermediate_size": 24, "trunk_layers": 1,
-        "heads": 2, "attention_heads": 2, "kv_heads": 1, "dropout": 0.1,
-    },
-}  # fmt: skip
-
-Train = Callable[..., list[dict[str, Any]]]
-
-
-@pytest.fixture
-def random_state() -> Iterator[None]:
-    """A run seeds the generators of its process: put back what they were."""
-    state = torch.get_rng_state()
-    yield
-    torch.set_rng_state(state)
-
-
-@pytest.fixture
-def train(tmp_path: Path, random_state: None) -> Train:
-    """Runs a job in ``tmp_path`` and returns its metrics; every sixth step is saved, nothing is uploaded."""
-    (tmp_path / "text").mkdir()
-    (tmp_path / "text/words.txt").write_text("".join(f"the {n}th of {n * n} words. " for n in range(400)))
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
-    fixed = ["paths.checkpoints.save_interval=6", "paths.checkpoints.keep_last=9", "log_interval=100"]
-
-    def run(name: str, *overrides: str, resume: str | None = None) -> list[dict[str, Any]]:
-        flags = Flags(run_name=name, resume=resume)
-        settings = load_settings(None, "recipe.yaml", [*fixed, *overrides], flags, {}, tmp_path)
-        assert run_job(settings, Uploading.NONE, again="wmtp train") == 0
-        lines = (settings.local_dir / "metrics.jsonl").read_text().splitlines()
-        return [json.loads(line) for line in lines]
-
-    return run
-
-
-def files_of(directory: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in directory.iterdir() if not layout.is_record(path.name)}
-
-
-@pytest.fixture
-def reference(train: Train) -> str:
-    """The setting that names a trained reference model."""
-    train("reference", "model.heads=1", "seed=7")
-    return "paths.models.ref=./checkpoints/reference/step_12"
-
 
 RHO1 = "train.algo=rho1-wmtp"
 CRITIC = "train.algo=critic-wmtp"

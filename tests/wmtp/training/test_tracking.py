@@ -1,9 +1,6 @@
-"""Metrics on disk have each step once; what is printed is plain where nobody watches."""
+"""Metrics on disk have each step once, whatever was killed when."""
 
-import io
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from uploader.errors import CorruptError, DiskError
-from wmtp.training.tracking import MetricsLog, Progress
+from wmtp.training.tracking import Entry, Metric, MetricsLog
 
 
 def steps(path: Path) -> list[int]:
@@ -70,36 +67,10 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         MetricsLog(tmp_path / "metrics.jsonl", resume_step=0)
 
 
-def test_plain_lines_where_there_is_no_terminal() -> None:
-    stream = io.StringIO()
-    with Progress(400, stream) as progress:
-        progress.advance(1)
-        progress.step(20, {"loss": 10.123456, "heads": [2.5, 2.75], "ckpt": 3, "eta": "1m"})
-        progress.note("step 20 is durable")
-    assert stream.getvalue() == (
-        "step 20/400  loss 10.12  heads 2.5/2.75  ckpt 3  eta 1m\nstep 20 is durable\n"
-    )
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-def test_a_terminal_gets_the_lines_and_a_bar() -> None:
-    stream = Terminal()
-    with Progress(400, stream) as progress:
-        progress.step(20, {"loss": 1.5})
-        progress.note("[plain] brackets")
-    shown = stream.getvalue()
-    assert "step 20/400  loss 1.5" in shown and "[plain] brackets" in shown
-    assert "20/400" in shown.replace("step 20/400", "")
-
-
-def test_plain_progress_imports_neither_torch_nor_rich() -> None:
-    program = (
-        "import io, sys; from wmtp.training.tracking import Progress\n"
-        "with Progress(1, io.StringIO()) as progress: progress.step(1, {})\n"
-        "sys.exit(bool({'torch', 'rich', 'numpy'} & set(sys.modules)))"
-    )
-    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+def test_numbers_have_names_of_their_own_for_trackers_that_know_no_lists() -> None:
+    metrics: dict[str, Metric] = {
+        "loss": 1.5, "heads": [1.0, 2.0], "held_out": [3.0, 4.0], "kept": 7, "why": "text", "none": None,
+    }  # fmt: skip
+    assert dict(Entry(1, metrics, 0.0).scalars()) == {
+        "loss": 1.5, "head0": 1.0, "head1": 2.0, "held_out/head0": 3.0, "held_out/head1": 4.0, "kept": 7.0,
+    }  # fmt: skip
