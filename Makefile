@@ -10,7 +10,7 @@ STAMP  := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 
 .PHONY: help setup train test test-slow test-ceph simulate crash soak lint format clean
-.PHONY: train-all bench-stall bench-write bench-growth bench-upload bench-durable
+.PHONY: train-all bench-stall bench-write bench-growth bench-upload bench-durable bench-train
 
 help: ## Show what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-14s %s\n", $$1, $$2}'
@@ -27,8 +27,10 @@ $(STAMP): pyproject.toml constraints.txt requirements-dev-s3.txt
 train: setup ## Train the small model; checkpoints go to an S3 server that this starts
 	$(BIN)/wmtp train --config configs/config.dev-s3.yaml --recipe configs/recipe.yaml --resume auto
 
-test: lint ## Lint, types, and every test that takes seconds
-	$(BIN)/python -m pytest
+WORKERS ?= 2
+
+test: lint ## Lint, types, and every test that takes seconds; in WORKERS=2 processes
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-slow: setup ## The long tests: more kills, more moments
 	$(BIN)/python -m pytest -m slow --timeout 1800
@@ -77,6 +79,10 @@ bench-upload: $(STAMP)-bench ## The upload beside other clients and the machine'
 
 bench-durable: $(STAMP)-bench ## From save() to the manifest moved, beside max(write, upload) (about a minute)
 	$(BIN)/python -m benchmarks.time_to_durable --short
+
+bench-train: $(STAMP)-bench ## Tokens a second beside plain loops, and peak memory by the number of heads
+	$(BIN)/python -m benchmarks.training.memory
+	$(BIN)/python -m benchmarks.training.tokens
 
 train-all: $(STAMP)-bench ## Train a reference and every algorithm with it: curves and a table in benchmarks/training
 	$(BIN)/python -m benchmarks.training.run_all

@@ -4,11 +4,13 @@ import os
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before anything imports torch: results are equal bit for bit
 
+import functools
 import itertools
 import signal
 from collections.abc import Iterator
 
 import pytest
+from botocore.loaders import JSONFileLoader
 from certificates import make_certificates
 from hypothesis import settings
 
@@ -26,6 +28,13 @@ _prefixes = itertools.count(1)
 
 # What a shell starts in the background ignores Ctrl-C, and processes inherit that. Ours are to be stopped.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Nobody cuts the power of this machine, and waiting for its disk is half of the time of many a test. What is
+# synced, and in which order, is judged by the simulation on a disk of its own, and by tests that listen.
+os.fsync = lambda descriptor: None
+
+# Each of hundreds of clients would parse the same descriptions of services anew, for a tenth of a second.
+JSONFileLoader.load_file = staticmethod(functools.cache(JSONFileLoader().load_file))
 
 settings.register_profile("deterministic", deadline=None, derandomize=True)
 settings.load_profile("deterministic")
@@ -46,7 +55,7 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         server.ensure_bucket(BUCKET)
         yield Location(BUCKET, ""), server.storage()
     finally:
-        server.stop()
+        _end(server)
 
 
 @pytest.fixture(scope="session")
@@ -62,7 +71,7 @@ def s3_server_tls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         server.ensure_bucket(BUCKET, storage)
         yield Location(BUCKET, ""), storage
     finally:
-        server.stop()
+        _end(server)
 
 
 @pytest.fixture
@@ -80,6 +89,12 @@ def s3_tls_place(s3_server_tls: Place) -> Place:
 def _fresh(server: Place) -> Place:
     bucket, storage = server
     return bucket.join(f"test-{next(_prefixes)}"), storage
+
+
+def _end(server: DevS3) -> None:
+    from real_runs import end
+
+    end(server)
 
 
 def _skip_without_weed() -> None:

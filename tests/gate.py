@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal, TypeAlias
 from urllib.parse import parse_qs, unquote, urlsplit
 
-PATIENCE_S = 60.0
+PATIENCE_S = 240.0
 """A test that waits for this long has failed."""
 
 

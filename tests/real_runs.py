@@ -13,7 +13,6 @@ import multiprocessing
 import os
 import random
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -27,6 +26,7 @@ import yaml
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
+from tests.forked import become
 from uploader import checksum, layout
 from uploader.location import Location
 from uploader.settings import StorageSettings
@@ -43,8 +43,10 @@ RUN = "tiny"
 SLOW = pytest.mark.slow, pytest.mark.timeout(600)
 """Of what runs with ``-m slow`` only."""
 
-PATIENCE_S = 60.0
+PATIENCE_S = 240.0
 """A process that hangs fails its test after this; nothing is ever expected to take that long."""
+LOOK_S = 0.005
+"""How often a condition is looked at: whoever looks takes time from those it looks at."""
 
 RECIPE: dict[str, Any] = {
     "run": {"name": RUN},
@@ -63,7 +65,7 @@ def until(condition: Callable[[], T], what: str) -> T:
     while not (found := condition()):
         if time.monotonic() > ends_s:
             raise AssertionError(f"this never happened: {what}")
-        time.sleep(0.001)
+        time.sleep(LOOK_S)
     return found
 
 
@@ -102,11 +104,21 @@ class Running:
 
     It is forked from a server that has imported torch already: a process of its own in every respect, but it
     starts in no time.
+
+    Args:
+        main: what it runs, ``words`` being its arguments.
     """
 
-    def __init__(self, words: list[str], cwd: Path, env: Mapping[str, str], name: str) -> None:
+    def __init__(
+        self,
+        words: list[str],
+        cwd: Path,
+        env: Mapping[str, str],
+        name: str,
+        main: Callable[[], object] = main,
+    ) -> None:
         self._out, self._err = cwd / f"{name}.out", cwd / f"{name}.err"
-        self._process = _forks.Process(target=_run, args=(words, cwd, env, self._out, self._err))
+        self._process = _forks.Process(target=become, args=(main, words, cwd, env, self._out, self._err))
         self._process.start()
 
     @property
@@ -114,13 +126,21 @@ class Running:
         return self._out.read_text() if self._out.exists() else ""
 
     @property
+    def err(self) -> str:
+        return self._err.read_text() if self._err.exists() else ""
+
+    @property
     def ended(self) -> bool:
         return not self._process.is_alive()
+
+    def ends_within(self, timeout_s: float) -> bool:
+        self._process.join(timeout_s)
+        return self.ended
 
     def wait(self) -> Finished:
         self._process.join(PATIENCE_S)
         assert self._process.exitcode is not None, f"it does not end\n{self.out}"
-        return Finished(self._process.exitcode, self.out, self._err.read_text() if self._err.exists() else "")
+        return Finished(self._process.exitcode, self.out, self.err)
 
     def kill(self) -> Finished:
         self._process.kill()
@@ -132,18 +152,25 @@ class Running:
 
 
 _forks = multiprocessing.get_context("forkserver")
-_forks.set_forkserver_preload(["torch._dynamo", "uploader.store.s3", "wmtp.cli", "wmtp.training.job"])
+_forks.set_forkserver_preload(
+    [
+        "pytest",
+        "torch._dynamo",
+        "uploader.host",
+        "uploader.store.s3",
+        "wmtp.checkpoint.session",
+        "wmtp.cli.places",
+        "wmtp.cli.train",
+        "wmtp.cli.uploader",
+        "wmtp.training.job",
+    ]
+)
 
 
-def _run(words: list[str], cwd: Path, env: Mapping[str, str], out: Path, err: Path) -> None:
-    """What the forked process does: become the command, as a shell would have started it."""
-    os.chdir(cwd)
-    os.environ.clear()
-    os.environ.update(env)
-    for number, path in ((1, out), (2, err)):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), number)
-    sys.argv = ["wmtp", *words]
-    main()
+def plain_env(home: Path) -> dict[str, str]:
+    """The environment of every process: nothing of AWS in it, one thread an operator."""
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    return {**plain, "OMP_NUM_THREADS": "1", "HOME": str(home)}
 
 
 class Lab:
@@ -162,7 +189,7 @@ class Lab:
         self._numbers = itertools.count()
         paths: dict[str, Any] = {"local_path": "./ckpt", "save_interval": 5, "keep_last": 3, "lease_s": 1.5}
         paths["base_path"] = str(location) if location is not None else "./ckpt"
-        config: dict[str, Any] = {"paths": {"checkpoints": paths}}
+        config: dict[str, Any] = {"paths": {"checkpoints": paths}, "tensorboard": {"enabled": False}}
         if storage is not None:
             config["storage"] = storage.model_dump(mode="json", exclude_none=True)
         (path / "configs").mkdir(parents=True)
@@ -180,9 +207,7 @@ class Lab:
 
     @property
     def env(self) -> dict[str, str]:
-        """The environment of every process: nothing of AWS in it, one thread an operator."""
-        plain = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
-        return {**plain, "OMP_NUM_THREADS": "1", "HOME": str(self.path)}
+        return plain_env(self.path)
 
     def train(self, *flags: str) -> Finished:
         return self.start("train", *flags).wait()
@@ -252,6 +277,13 @@ def kill(pid: int) -> None:
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
     until(lambda: all(pid != one for one, _ in _processes()), f"process {pid} is gone")
+
+
+def end(server: DevS3) -> None:
+    """Stop it at once: when it is asked to end, it takes two seconds for that."""
+    if (pid := find_process(server.data / "objects")) is not None:
+        kill(pid)
+    server.stop()
 
 
 def _processes() -> Iterator[tuple[int, list[str]]]:
@@ -340,8 +372,12 @@ class Bucket:
                 return f"{name}: {key} has other bytes than its record says"
         return None
 
-    def require_exact(self) -> None:
-        """The bucket holds what the manifest promises, byte for byte, and nothing else."""
+    def require_exact(self, *, but: tuple[str, ...] = ()) -> None:
+        """The bucket holds what the manifest promises, byte for byte, and nothing else.
+
+        Args:
+            but: keys that begin so may be there.
+        """
         manifest = self.manifest()
         assert manifest is not None
         assert manifest["deleting"] == {}
@@ -358,7 +394,8 @@ class Bucket:
             wanted |= {entry["record"], *(f"{prefix}/{file['path']}" for file in record["files"])}
         numbers = range(1, manifest["generation"] + 1)
         beats = {f"generations/{number:04d}.heartbeat.json" for number in numbers}
-        assert set(self.keys()) - beats == wanted
+        there = {key for key in self.keys() if not key.startswith(but)} - beats
+        assert there == wanted, f"debris: {sorted(there - wanted)}, missing: {sorted(wanted - there)}"
         assert self.uploads() == []
 
 
@@ -385,9 +422,7 @@ def mortal(tmp_path: Path) -> Iterator[Mortal]:
     lab = Lab(tmp_path / "lab", Location("mortal", "checkpoints"), server.storage())
     with contextlib.closing(lab):
         yield server, lab
-    if (pid := find_process(server.data / "objects")) is not None:
-        kill(pid)  # it takes its time to end when asked
-    server.stop()
+    end(server)
 
 
 @pytest.fixture(params=["http", pytest.param("tls", marks=pytest.mark.slow)])

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks import upload_report
-from benchmarks.upload import Plan, measure, parse, plans, run_apart, turns
+from benchmarks.upload import Plan, measure, parse, plans, run_apart
 from benchmarks.upload import run as run_plan
 from benchmarks.upload_contenders import CONTENDERS, OURS, RAW, Order
 from benchmarks.upload_files import MIB, Shape, make_step
@@ -127,11 +127,6 @@ def test_no_more_parts_are_in_flight_than_are_asked_for(count: int, size_mib: in
     one = order(OURS, Path(), files, "", part_size_bytes=16 * MIB, parts_in_flight=in_flight)
     assert 1 <= one.files_at_once * one.parts_of_a_file <= in_flight
     assert one.files_at_once == in_flight or size_mib > 16
-
-
-def test_each_round_begins_with_another() -> None:
-    rounds = [turns("abc", number) for number in range(4)]
-    assert ["".join(one) for one in rounds] == ["abc", "bca", "cab", "abc"]
 
 
 def upload(name: str, wall_s: float, cpu_s: float, peak_bytes: int = 100_000_000) -> dict[str, Any]:

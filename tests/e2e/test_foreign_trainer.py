@@ -1,6 +1,7 @@
 """``wmtp uploader`` beside a trainer that knows nothing of us: a stranger's process, a real S3 server.
 
-The trainer is told through a pipe when to go on, and writes one checkpoint of each style in two halves.
+The trainer is told through a pipe when to go on, and writes one checkpoint of each style in two halves. All
+the while something else in its directory changes: the uploader looks far more often than it would by itself.
 """
 
 import contextlib
@@ -18,9 +19,16 @@ from uploader.location import Location
 pytestmark = pytest.mark.e2e
 
 TRAINER = """
-import io, json, os, pathlib, struct, sys, zipfile
+import io, json, os, pathlib, struct, sys, threading, zipfile
 
 run = pathlib.Path(sys.argv[1])
+
+def stir():
+    while not over.wait(0.2):
+        os.utime(run)
+
+over = threading.Event()
+threading.Thread(target=stir, daemon=True).start()
 data = os.urandom(3_000_000)
 header = json.dumps({"w": {"dtype": "U8", "shape": [len(data)], "data_offsets": [0, len(data)]}}).encode()
 safetensors = struct.pack("<Q", len(header)) + header + data
@@ -116,19 +124,18 @@ def base(lab: Lab) -> Location:
     return lab.base
 
 
-def uploader(lab: Lab, path: Path, *words: str) -> Running:
-    return lab.start("uploader", "--watch", str(path), "--to", str(base(lab)), "--quiet-s", "1", *words)
+def uploader(lab: Lab, path: Path, *words: str, quiet_s: str = "1") -> Running:
+    return lab.start("uploader", "--watch", str(path), "--to", str(base(lab)), "--quiet-s", quiet_s, *words)
 
 
 @pytest.mark.parametrize("below", [".", ".."], ids=["a run", "a parent of runs"])
 def test_each_style_is_uploaded_whole_and_never_half(lab: Lab, stranger: Stranger, below: str) -> None:
     bucket = lab.bucket_of("their-run")
-    watching = uploader(lab, stranger.directory / below)
+    watching = uploader(lab, stranger.directory / below, quiet_s="0.2")
     for name in STYLES:
         stranger.go_on(name)
-    log = lambda: watching._err.read_text() if watching._err.exists() else ""  # noqa: E731
     for name in STYLES:
-        until(lambda name=name: f"{name}: not complete: " in log(), f"it looked at {name}")
+        until(lambda name=name: f"{name}: not complete: " in watching.err, f"it looked at {name}")
     assert bucket.keys("step_") == {}
 
     for name in STYLES:

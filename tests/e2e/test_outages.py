@@ -96,7 +96,7 @@ def test_a_full_disk_is_said_and_what_was_committed_still_loads(small_disk: Lab)
 
     assert mount("-o", "remount,size=8m", str(lab.path / "ckpt")) is None
     resumed = lab.train("--resume", "latest").require()
-    assert f"/step_{committed};" in resumed.out
+    assert f"/step_{committed}\n" in resumed.out
     assert lab.bucket.live_steps() == lab.steps() and lab.steps()[-1] == 40
     assert [line["step"] for line in lab.metrics()] == list(range(1, 41))
 

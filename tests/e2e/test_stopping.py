@@ -30,6 +30,6 @@ def test_a_signal_saves_the_step_and_the_rest_is_the_same(
     lab.bucket.require_exact()
 
     resumed = lab.train("--resume", "latest", *FLAGS).require()
-    assert f"step_{step};" in resumed.out
+    assert f"step_{step}\n" in resumed.out
     assert lab.files_of(STEPS) == reference(STEPS, *FLAGS)
     assert lab.bucket.live_steps() == [step, STEPS]

@@ -38,14 +38,14 @@ def test_a_run_that_lives_is_refused_and_taken_by_force(lab: Lab, other: Lab) ->
     assert not first.ended and not other.steps()
 
     step = max(lab.bucket.live_steps())
-    flags = (*SLOW_STEPS, "--max-steps", str(step + 100))
+    flags = (*SLOW_STEPS, "--max-steps", str(step + 20))
     second = other.train("--resume", "latest", "--take-over", *flags).require()
     assert "generation 2" in second.out or "generation 3" in second.out
     until(lambda: lab.status().get("state") == "failed", "the first one's uploader ends")
     assert "owns it since" in lab.status()["error"]
     first.send(signal.SIGTERM)
     first.wait().require_error(3, "owns it since", "is safe on this disk")
-    assert lab.bucket.live_steps()[-1] == step + 100
+    assert lab.bucket.live_steps()[-1] == step + 20
     lab.bucket.require_exact()
 
 

@@ -21,7 +21,7 @@ def test_a_second_trainer_is_refused_and_the_next_is_served_by_the_uploader_ther
     step = max(lab.steps())
     second = lab.train("--resume", "auto", "--max-steps", str(step + 10), *SLOWLY[:2]).require()
 
-    assert f"/step_{step};" in second.out and "generation 2" in second.out
+    assert f"/step_{step}\n" in second.out and "generation 2" in second.out
     assert lab.status()["pid"] == uploader
     assert lab.bucket.live_steps() == lab.steps() and lab.steps()[-1] == step + 10
     lab.bucket.require_exact()
