@@ -141,10 +141,10 @@ class ForeignSteps(LocalSteps):
             f"{shown(one.path.name)} ({one.why_not})" for one in self._untaken() if not one.is_whole(now_s)
         ]
 
-    def settles_in_s(self) -> float:
-        """After how long another look can find more that is whole, if nobody writes; 0 if none can."""
+    def settles_in_s(self) -> float | None:
+        """After how long another look can find more that is whole, if nobody writes; None if none can."""
         now_s = self._clock()
-        return max((one.settles_in_s(now_s) for one in self._untaken()), default=0.0)
+        return max((one.settles_in_s(now_s) for one in self._untaken() if not one.is_flawed), default=None)
 
 
 def _unreadable(path: Path, error: OSError) -> CorruptError:

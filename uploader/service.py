@@ -181,8 +181,8 @@ class RunService:
         waits = 2  # until what its format proves is still, and until the rest is quiet
         while self._adopt_run_file():
             events = await self.round()
-            wait_s = self._steps.settles_in_s() if waits else 0.0
-            if wait_s and not self._took:
+            wait_s = self._steps.settles_in_s() if waits else None
+            if wait_s is not None and not self._took:
                 waits -= 1
                 await self._clocks.retry.sleep(wait_s + EARLY_S)
             elif not (self._took or self._upkeep.is_due or self._is_followed()):

@@ -94,12 +94,16 @@ class Sighting:
         return self.quiet_s if judged else min(SETTLE_S, self.quiet_s)
 
     def is_whole(self, now_s: float) -> bool:
-        return self.verdict is not None and not self.verdict.flaw and self.settles_in_s(now_s) <= 0
+        return self.verdict is not None and not self.is_flawed and self.settles_in_s(now_s) <= 0
+
+    @property
+    def is_flawed(self) -> bool:
+        """Whether no look finds more in it until it changes."""
+        return self.verdict is not None and bool(self.verdict.flaw)
 
     def settles_in_s(self, now_s: float) -> float:
-        """After how long another look can find more; nothing where it has a flaw."""
-        has_flaw = self.verdict is not None and self.verdict.flaw
-        return 0.0 if has_flaw else max(0.0, self.since_s + self._wait_s - now_s)
+        """After how long it has been still for long enough."""
+        return max(0.0, self.since_s + self._wait_s - now_s)
 
     @property
     def why_not(self) -> str:

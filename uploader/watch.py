@@ -122,9 +122,9 @@ class LocalSteps:
         """What was found and is not complete, with the reasons."""
         return []
 
-    def settles_in_s(self) -> float:
-        """After how many seconds another look may find more without any change; 0 if it won't."""
-        return 0.0
+    def settles_in_s(self) -> float | None:
+        """After how many seconds another look may find more without any change; None if it won't."""
+        return None
 
 
 def read_step(path: Path, *, node: int = 0) -> LocalStep:

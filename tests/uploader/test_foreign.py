@@ -538,6 +538,19 @@ async def live_at(remote: Path, name: str) -> list[str]:
     return [*index.live] if index else []
 
 
+async def test_once_looks_again_however_slow_the_store_is(foreign: Foreign) -> None:
+    """When the last answer of a round comes, the time for which a checkpoint must be still may be over."""
+    foreign.write("step_1.pt")
+    foreign.write("step_2.pt", PICKLE)
+
+    def slow(one: Operation) -> None:
+        foreign.time.s += QUIET_S + 1 if one.name == "list_uploads" else 0
+
+    foreign.store.faults = slow
+    await foreign.service.once()
+    assert await foreign.live() == ["step_2@g0", "step_1@g0"]
+
+
 async def test_once_takes_its_time_and_no_more(directory: RunDirectory, tmp_path: Path) -> None:
     """All kinds in one directory, at their real pace."""
     (directory.path / "step_1.pt").write_bytes(PICKLE)
@@ -597,6 +610,6 @@ async def test_take_says_whether_there_was_one(foreign: Foreign) -> None:
     assert not await foreign.steps.take(lambda found: set())
     assert await foreign.steps.take(all_of)
     assert not await foreign.steps.take(all_of)
-    assert (foreign.steps.settles_in_s(), foreign.steps.incomplete()) == (0, [])
+    assert (foreign.steps.settles_in_s(), foreign.steps.incomplete()) == (None, [])
     steps, errors = foreign.steps.scan()
     assert ([one.name for one in steps], errors) == (["step_1@g0"], [])
