@@ -5,7 +5,7 @@ nothing names, and uploads that the journal names: the next attempt keeps what i
 rest.
 """
 
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from functools import partial
 
 from anyio import to_thread
@@ -22,11 +22,23 @@ from uploader.store.base import ObjectStore
 from uploader.tasks import side_by_side
 from uploader.watch import LocalStep
 
+HasStored = Callable[[str, FileRecord], bool]
+"""Whether the store is known to have taken a file under a key."""
+
 
 async def commit(
-    local: LocalStep, store: ObjectStore, keys: RunKeys, flow: Flow, journal: Journal, progress: Progress
+    local: LocalStep,
+    store: ObjectStore,
+    keys: RunKeys,
+    flow: Flow,
+    journal: Journal,
+    progress: Progress,
+    has_stored: HasStored = lambda key, file: False,
 ) -> CommitRecord | None:
     """Upload what this node wrote of a step and create its commit record.
+
+    Args:
+        has_stored: spares the question for what a head start has sent.
 
     Returns:
         The commit record; None while other nodes' records are missing: the last one there creates it.
@@ -39,7 +51,7 @@ async def commit(
     if keys.in_place:
         _check_in_place(local)
     else:
-        await _upload_files(local, store, prefix, flow, journal, progress)
+        await _upload_files(local, store, prefix, flow, journal, progress, has_stored)
     return await _create_commit_record(local, store, keys)
 
 
@@ -52,7 +64,13 @@ async def is_committed(local: LocalStep, store: ObjectStore, keys: RunKeys) -> b
 
 
 async def _upload_files(
-    local: LocalStep, store: ObjectStore, prefix: str, flow: Flow, journal: Journal, progress: Progress
+    local: LocalStep,
+    store: ObjectStore,
+    prefix: str,
+    flow: Flow,
+    journal: Journal,
+    progress: Progress,
+    has_stored: HasStored,
 ) -> None:
     """Files in parallel, the node record after all of them. What a former attempt stored stays.
 
@@ -63,7 +81,8 @@ async def _upload_files(
 
     async def go_on(file: FileRecord) -> None:
         key = prefix + file.path
-        if there.get(key) == file.size_bytes and await is_stored(store, key, file):
+        listed = there.get(key) == file.size_bytes
+        if listed and (has_stored(key, file) or await is_stored(store, key, file)):
             progress(file.size_bytes)
         else:
             await upload_file(store, key, local.path / file.path, file, flow, journal, progress)

@@ -1,8 +1,8 @@
 """A head start: upload files of a step while its later files are still being written.
 
-Nothing depends on it. The commit finds these objects by their checksums, goes on with what was interrupted,
-and sends what is missing; a step that is never committed leaves objects that nothing names, which the sweep
-of a later generation takes.
+Nothing depends on it. The commit knows from here, or finds by their checksums, what the store took, goes on
+with what was interrupted, and sends what is missing; a step that is never committed leaves objects that
+nothing names, which the sweep of a later generation takes.
 """
 
 import logging
@@ -15,6 +15,7 @@ from uploader.flow import Flow
 from uploader.journal import Journal
 from uploader.layout import RunDirectory, RunKeys
 from uploader.multipart import upload_file
+from uploader.record import FileRecord
 from uploader.store.base import ObjectStore
 from uploader.tasks import task_group
 
@@ -47,6 +48,11 @@ class HeadStart:
         self._directory, self._store, self._keys = directory, store, keys
         self._flow, self._journal = flow, journal
         self._begun: set[str] = set()
+        self._stored: dict[str, FileRecord] = {}
+
+    def has_stored(self, key: str, file: FileRecord) -> bool:
+        """Whether the store took exactly this file under this key from this process: no need to ask it."""
+        return self._stored.get(key) == file
 
     async def send(self, announced: Callable[[], Iterable[ShardSaved]]) -> None:
         """Upload what is announced, and what is while that goes on, until nothing is left to send.
@@ -80,6 +86,13 @@ class HeadStart:
         key = self._key(shard)
         try:
             await upload_file(self._store, key, path, shard.file, self._flow, self._journal, lambda _: None)
+            self._remember(shard, key)
         except CorruptError as error:
             # Renamed while it was opened, or given up by its writer. If it is damaged, the commit says so.
             log.debug("no head start: %s", error)
+
+    def _remember(self, shard: ShardSaved, key: str) -> None:
+        """For the commit that follows: of the step that is being written, and no other."""
+        prefix = self._keys.step_prefix(shard.step, shard.generation)
+        self._stored = {one: file for one, file in self._stored.items() if one.startswith(prefix)}
+        self._stored[key] = shard.file

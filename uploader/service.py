@@ -361,7 +361,15 @@ class RunService:
             if await self._is_pruned(local):
                 return
             self._status.uploading(local.record)
-            record = await commit(local, self._store, self._keys, self._flow, self._journal, self._progressed)
+            record = await commit(
+                local,
+                self._store,
+                self._keys,
+                self._flow,
+                self._journal,
+                self._progressed,
+                self._head_start.has_stored,
+            )
         except CorruptError as error:
             if self._is_there(local):
                 self._ledger.fail(local.name, error)

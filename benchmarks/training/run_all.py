@@ -140,7 +140,7 @@ def table(runs: Sequence[Run]) -> str:
 
 
 def picture(runs: Sequence[Run], path: Path) -> None:
-    """The unweighted loss of each head over steps, smoothed, one panel a head; the critic's error below."""
+    """The unweighted loss of each head over steps, smoothed, one panel a head; then the value's error."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -154,11 +154,11 @@ def picture(runs: Sequence[Run], path: Path) -> None:
             axis.plot(steps, smooth([line["heads"][k] for line in run.trained]), label=run.name, linewidth=1)
         axis.set_title(f"head {k}: the token {k + 1} ahead", fontsize=9)
         axis.set_ylabel("nats a target")
-    for run in runs:
+    for number, run in enumerate(runs):
         valued = [line for line in run.lines if "value_loss" in line]
         if valued:
             errors = smooth([line["value_loss"] for line in valued])
-            axes[0, heads].plot([line["step"] for line in valued], errors, label=run.name, linewidth=1)
+            axes[0, heads].plot([line["step"] for line in valued], errors, color=f"C{number}", linewidth=1)
     axes[0, heads].set_title("mean squared error of the value", fontsize=9)
     axes[0, 0].legend(fontsize=7)
     for axis in axes[0]:

@@ -54,7 +54,33 @@ async def test_it_is_sent_and_acknowledged_and_the_commit_does_not_send_it_again
     store.operations.clear()
     await service.round()
     assert "step_20/g1/checkpoint.json" in await keys(store)
-    assert not [one for one in store.operations if one.name == "put" and one.key.endswith(NAME)]
+    touched = [one.name for one in store.operations if one.key.endswith(NAME)]
+    assert touched == []  # the store took it from this process: it is not even asked
+
+
+async def test_another_process_asks_the_store_for_what_a_head_start_sent(directory: RunDirectory) -> None:
+    store = MemoryStore()
+    written(directory, 20)
+    await make_service(directory, store, run_file(FIRST)).round()
+    (directory.temporary(20, 1) / NAME).unlink()
+    directory.temporary(20, 1).rmdir()
+    make_step(directory, 20)
+    store.operations.clear()
+    await make_service(directory, store, run_file(FIRST)).round()
+    assert [one.name for one in store.operations if one.key.endswith(NAME)] == ["head"]
+
+
+async def test_a_file_that_is_lost_after_its_head_start_is_sent_again(directory: RunDirectory) -> None:
+    store = MemoryStore()
+    service = make_service(directory, store, run_file(FIRST))
+    written(directory, 20)
+    await service.round()
+    await store.delete([f"step_20/g1/{NAME}"])
+    (directory.temporary(20, 1) / NAME).unlink()
+    directory.temporary(20, 1).rmdir()
+    make_step(directory, 20)
+    await service.round()
+    assert {f"step_20/g1/{NAME}", "step_20/g1/checkpoint.json"} <= set(await keys(store))
 
 
 async def test_what_is_announced_meanwhile_is_sent_in_the_same_round(directory: RunDirectory) -> None:
