@@ -26,9 +26,9 @@ def marker_before_data() -> Iterator[None]:
     """The commit record is created first, then the files it names are sent."""
     upload, create = commits._upload_files, commits._create_commit_record
 
-    async def commit(local: Any, store: Any, keys: Any, flow: Any, journal: Any, progress: Any) -> Any:
+    async def commit(local: Any, store: Any, keys: Any, *rest: Any) -> Any:
         record = await create(local, store, keys)
-        await upload(local, store, keys.step_prefix(local.step, local.generation), flow, journal, progress)
+        await upload(local, store, keys.step_prefix(local.step, local.generation), *rest)
         return record
 
     with _replaced(service, "commit", commit):
