@@ -33,6 +33,8 @@ PINS_PREFIX = "pins/"
 PROBE_PREFIX = ".probe/"
 """Below it a store is asked what it can do; no other name of ours begins so."""
 COMMIT_RECORD_NAME = "checkpoint.json"
+ORIGIN_NAME = ".origin"
+"""In a local step that was fetched: the destination it is from. No record names it, nothing uploads it."""
 DCP_METADATA = ".metadata"
 """The index of a ``torch.distributed.checkpoint`` directory: the one hidden file that is data."""
 

@@ -95,12 +95,20 @@ def superfluous(index: Manifest, policy: Retention, ages: Ages) -> list[str]:
 
 
 async def mark(
-    store: ObjectStore, file: ManifestFile, names: Iterable[str], claim: Claim, grace_s: float
+    store: ObjectStore,
+    file: ManifestFile,
+    names: Iterable[str],
+    claim: Claim,
+    grace_s: float,
+    now: datetime,
 ) -> Manifest:
     """Mark steps ``deleting``, but those that are pinned by now; with a grace, note when they were.
 
     A pin is made visible before it claims to hold: it is in the listing, or in the manifest that is swapped,
     or whoever makes it finds the step marked. What died between its object and the manifest is finished.
+
+    Args:
+        now: serves where the store does not tell the time.
 
     Raises:
         OwnershipError: a newer generation owns the run; nothing was marked.
@@ -110,7 +118,7 @@ async def mark(
     index = await file.update(lambda one: manifest.deleting(pins.all_marked(one, pinned), chosen, claim))
     if grace_s and any(entry.deleting_since is None for entry in index.deleting.values()):
         written_s = (await store.head(layout.MANIFEST_KEY)).modified_at
-        since = datetime.fromtimestamp(written_s, UTC) if written_s is not None else datetime.now(UTC)
+        since = datetime.fromtimestamp(written_s, UTC) if written_s is not None else now
         index = await file.update(lambda one: manifest.noted(one, since, claim))
     return index
 

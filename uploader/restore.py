@@ -56,6 +56,7 @@ async def restore(
     trash: Path | None,
     buffers: PartBuffers,
     progress: Progress,
+    origin: str | None = None,
 ) -> int:
     """Download a checkpoint and commit it locally as ``target``.
 
@@ -67,6 +68,7 @@ async def restore(
         trash: where a damaged or superseded ``target`` goes, once the new one is whole; None: a ``target``
             that is not an empty directory stays, and that is an error.
         progress: called with the number of bytes written, or found there, and verified.
+        origin: noted in the copy, as it comes into view: the run's destination, where this is its directory.
 
     Returns:
         How many bytes were there already.
@@ -81,6 +83,8 @@ async def restore(
         download = Download(store, prefix, temporary, directory, buffers, progress)
         await side_by_side(partial(download.file, file) for file in record.files)
         with files.disk_errors("restoring to", target):
+            if origin is not None:
+                files.write_durably(temporary / layout.ORIGIN_NAME, origin.encode())
             await to_thread.run_sync(_put_in_place, directory, temporary, target, trash)
         return download.kept_bytes
 

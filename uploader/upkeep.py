@@ -135,7 +135,7 @@ class Upkeep:
         if not names and not index.deleting:
             return index, math.inf
         grace_s = run.upload.delete_grace_s
-        index = await prune.mark(self._store, self._manifest, names, run, grace_s)
+        index = await prune.mark(self._store, self._manifest, names, run, grace_s, self._now())
         waits_s = await prune.due_in_s(self._store, index, grace_s, self._now())
         due = [
             entry

@@ -2,17 +2,20 @@
 
 A copy here may stay longer than the one in the store, and a rewind may make it the newest. Were it uploaded
 again, under the keys it had, a deletion of the former objects that was lost on its way could still arrive. So
-a step is noted when the manifest lists it, which is before anything of it can be pruned. Of a store that has
-lost everything nothing is noted: whatever is here goes there again.
+a step is noted when the manifest lists it, which is before anything of it can be pruned. One that was fetched
+says so itself (``.origin``): its owner, elsewhere, may have pruned it since. Of a store that has lost
+everything nothing is noted: whatever is here goes there again.
 """
 
 import logging
+import os
 from collections.abc import Iterable, Set
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
 
-from uploader import below, files
+from uploader import below, files, layout
 from uploader.errors import CorruptError, DiskError
 from uploader.layout import RunDirectory
 from uploader.manifest import Manifest
@@ -41,7 +44,8 @@ class UsedKeys:
     """
 
     def __init__(self, directory: RunDirectory, destination: str) -> None:
-        self._path, self._destination = directory.used_file, destination
+        self._directory, self._destination = directory, destination
+        self._path = directory.used_file
         self.names: Set[str] = frozenset(self._read())
         self.pruned: set[str] = set()
 
@@ -59,13 +63,31 @@ class UsedKeys:
         return []
 
     def note(self, local: Iterable[LocalStep], index: Manifest) -> None:
-        """Note the local steps that the manifest lists, durably. One that leaves this disk is forgotten."""
-        here = {one.name for one in local}
-        self._keep(here & (self.names | index.names()))
+        """Note the local steps that the manifest lists, or that were fetched, durably.
+
+        One that leaves this disk is forgotten.
+        """
+        known = self.names | index.names()
+        self._keep({one.name for one in local if one.name in known or self._is_fetched(one.path)})
+
+    def _is_fetched(self, step: Path) -> bool:
+        origin = step / layout.ORIGIN_NAME
+        try:
+            with files.disk_errors("reading", origin):
+                return below.read_small(origin) == self._destination.encode()
+        except DiskError:
+            if os.path.lexists(origin):
+                raise
+        except CorruptError as error:  # too large, or a link: not ours
+            log.warning("%s; ignored", error)
+        return False
 
     def forget(self) -> None:
         """The store knows nothing of the run: no key of it is used."""
         self.pruned.clear()
+        with files.disk_errors("writing", self._directory.path):
+            for origin in self._directory.path.glob(f"*/{layout.ORIGIN_NAME}"):
+                origin.unlink()
         self._keep(frozenset())
 
     def _keep(self, names: Set[str]) -> None:

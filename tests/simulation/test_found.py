@@ -12,6 +12,7 @@ from uploader.lease import Lease
 from uploader.manifest import Entry, Manifest
 from uploader.manifest_file import ManifestFile
 from uploader.record import CommitRecord, NodeRecord
+from uploader.retention import Retention
 from uploader.retry import RetryPolicy
 from uploader.run import RunFile
 from uploader.store.memory import MemoryStore
@@ -49,9 +50,12 @@ async def start(
     return await takeover.start(Resume.parse(what, directory.path) if what else None, fresh=fresh)
 
 
-async def upload(directory: RunDirectory, store: MemoryStore) -> None:
+async def upload(directory: RunDirectory, store: MemoryStore, retention: Retention | None = None) -> None:
     run = RunFile.read(directory)
     assert run is not None
+    if retention is not None:
+        run = run.model_copy(update={"retention": retention})
+        files.replace(directory.run_file, run.encode())
     await make_service(directory, store, run).once()
 
 
@@ -101,6 +105,28 @@ async def test_a_record_that_came_late_is_no_step_to_go_on_from() -> None:
     entries, errors = await file.unlisted(index, FIRST)
     assert [entry.step for entry in entries] == [30]
     assert [error.subject for error in errors] == ["memory:///step_40/g1/checkpoint.json"]
+
+
+async def test_a_fetched_copy_is_not_sent_again_when_its_owner_has_pruned_it(tmp_path: Path) -> None:
+    """Seed 4434: another machine had fetched ``step_20@g1``, and died; the owner pruned it."""
+    store = MemoryStore()
+    owner, other = (RunDirectory(tmp_path / machine / "run") for machine in "ab")
+    for one in (owner, other):
+        one.path.mkdir(parents=True)
+    await start(owner, store, None)
+    make_step(owner, 20, 1)
+    await upload(owner, store)
+    with pytest.raises(Died):
+        await start(other, store, "latest", dies=True)
+    make_step(owner, 30, 1)
+    await upload(owner, store, Retention(keep_last=1))
+    assert "step_20/g1/checkpoint.json" not in await keys(store)
+    assert (await start(other, store, "step_20")).step == 20
+    await upload(other, store)
+    assert not [key for key in await keys(store) if key.startswith("step_20/")]
+    store._objects.clear()  # of a store that has lost everything, no key is used
+    await upload(other, store)
+    assert "step_20/g1/checkpoint.json" in await keys(store)
 
 
 def commit_record(step: int) -> CommitRecord:

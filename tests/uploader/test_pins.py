@@ -46,7 +46,7 @@ class Pinned:
         return await pins.pin(self.store, self.file, self.entry, Pin.of("run", self.entry, note=note, at=NOW))
 
     async def prune(self) -> Manifest:
-        return await prune.mark(self.store, self.file, ["step_1@g1", "step_2@g1"], FIRST, 0.0)
+        return await prune.mark(self.store, self.file, ["step_1@g1", "step_2@g1"], FIRST, 0.0, NOW)
 
     def when(self, name: str, key: str, happens: str) -> None:
         """Let the prune mark its steps right before or after an operation of the pin's."""

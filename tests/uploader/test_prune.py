@@ -172,7 +172,7 @@ async def test_nothing_to_mark_is_one_read(directory: RunDirectory) -> None:
     store = MemoryStore()
     committed(store, make_step(directory, 1))
     store.operations.clear()
-    assert (await prune.mark(store, ManifestFile(store, "run", KEYS), [], FIRST, 60.0)).deleting == {}
+    assert (await prune.mark(store, ManifestFile(store, "run", KEYS), [], FIRST, 60.0, NOW)).deleting == {}
     assert [one.name for one in store.operations] == ["get"]
 
 
@@ -182,7 +182,7 @@ async def test_a_zombie_marks_nothing(directory: RunDirectory) -> None:
     file = ManifestFile(store, "run", KEYS)
     before = await file.update(lambda index: manifest.adopted(index, SECOND))
     with pytest.raises(OwnershipError, match="me@host2"):
-        await prune.mark(store, file, ["step_1@g1"], FIRST, 0.0)
+        await prune.mark(store, file, ["step_1@g1"], FIRST, 0.0, NOW)
     assert await file.read() == before
 
 
@@ -192,13 +192,13 @@ async def test_a_grace_counts_from_the_mark_by_the_stores_clock(directory: RunDi
     committed(store, make_step(directory, 1), make_step(directory, 2))
     file, far = ManifestFile(store, "run", KEYS), NOW + timedelta(days=9999)
     clock[0] += 50
-    index = await prune.mark(store, file, ["step_1@g1"], FIRST, 60.0)
+    index = await prune.mark(store, file, ["step_1@g1"], FIRST, 60.0, NOW)
     assert index.deleting["step_1@g1"].deleting_since == datetime.fromtimestamp(clock[0], UTC)
     clock[0] += 20
     await file.update(lambda one: manifest.noted(one, far, FIRST))  # what is noted stays
     assert await prune.due_in_s(store, index, 60.0, far) == {"step_1@g1": 40.0}
     clock[0] += 40
-    index = await prune.mark(store, file, [], FIRST, 60.0)
+    index = await prune.mark(store, file, [], FIRST, 60.0, NOW)
     assert await prune.due_in_s(store, index, 60.0, NOW) == {"step_1@g1": 0.0}
     assert await prune.due_in_s(store, index, 0.0, NOW) == {"step_1@g1": 0.0}
     assert await uploads(store) == []

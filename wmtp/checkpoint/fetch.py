@@ -83,6 +83,7 @@ class Fetch:
             self._directory.trash,
             self._buffers,
             lambda _: None,
+            self._run.destination,
         )
         return target
 

@@ -137,7 +137,7 @@ class Pruning:
             self.used.note(self.local, self.index)
         file = place.manifest_file(self.store)
         names = prune.superfluous(self.index, self.policies.store, self.ages)
-        index = await prune.mark(self.store, file, names, self.claim, grace_s)
+        index = await prune.mark(self.store, file, names, self.claim, grace_s, datetime.now(UTC))
         waits_s = await prune.due_in_s(self.store, index, grace_s, datetime.now(UTC))
         for entry in index.deleting.values():
             if waits_s[entry.name]:

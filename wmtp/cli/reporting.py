@@ -48,6 +48,7 @@ def program_name() -> str:
     """How to call this program again: by its name where the shell finds it, else by its path."""
     found = shutil.which("wmtp")
     own = os.path.abspath(sys.argv[0])
-    if os.path.basename(own) != "wmtp" or (found is not None and os.path.samefile(found, own)):
+    is_ours = os.path.basename(own) == "wmtp" and os.path.exists(own)  # else python -m, or a fork's name
+    if not is_ours or (found is not None and os.path.samefile(found, own)):
         return "wmtp"
     return os.path.relpath(own)
