@@ -100,6 +100,10 @@ class StartRefused(WmtpError):
     """Starting this way could lose checkpoints or cannot continue the run exactly."""
 
 
+class RankLate(WmtpError):
+    """Another process of the same run did not do in time what this one waits for."""
+
+
 class NothingToResume(WmtpError):
     """There is no checkpoint where one was asked for."""
 

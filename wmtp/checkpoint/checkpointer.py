@@ -23,7 +23,7 @@ from typing import Self
 from torch import nn
 from torch.optim import Optimizer
 
-from uploader import layout
+from uploader import files, layout
 from uploader.errors import SettingsError
 from uploader.layout import RunDirectory
 from uploader.lease import Lease
@@ -34,13 +34,16 @@ from uploader.run import RunFile
 from uploader.settings import StorageSettings, UploadSettings
 from uploader.status import Status
 from wmtp.checkpoint.disk import Disk
+from wmtp.checkpoint.fetch import Load
 from wmtp.checkpoint.load import Loaded, apply, read_checkpoint
 from wmtp.checkpoint.resume import Started
 from wmtp.checkpoint.saver import SHARD_SIZE_BYTES, Saved, Saver
 from wmtp.checkpoint.session import take_over, trainer_lock
 from wmtp.checkpoint.state import RandomState, Stateful, Tree
+from wmtp.checkpoint.together import LoadingTogether
 from wmtp.checkpoint.uploader_process import UploaderProcess, Uploading
 from wmtp.checkpoint.writer import Description
+from wmtp.ranks import Ranks
 from wmtp.settings.resume import Resume
 
 Check = Callable[[Path, Tree], None]
@@ -66,6 +69,7 @@ class Options:
         fingerprints: of what must not change, kept in each record.
         check: called with a checkpoint's path and its ``about``; raises if it must not be loaded.
         say: tells a person what happens at the start and at the end.
+        ranks: the processes that train the model together; None: as ``torch.distributed`` says.
     """
 
     storage: StorageSettings = field(default_factory=StorageSettings)
@@ -86,10 +90,14 @@ class Options:
     fingerprints: Mapping[str, str] | None = None
     check: Check = lambda path, about: None
     say: Callable[[str], None] = print
+    ranks: Ranks | None = None
 
 
 class Checkpointer:
-    """The checkpoints of one run of one process.
+    """The checkpoints of one run.
+
+    Of several ranks each has one, on the same directory, and calls all of its methods as the others do. Each
+    writes its part of a checkpoint; rank 0 owns the run, commits, and has the uploader.
 
     Args:
         directory: the run directory, on a fast local disk; its name is the run's name.
@@ -121,13 +129,15 @@ class Checkpointer:
         self._model = model
         self._optimizers = {"main": optimizer} if isinstance(optimizer, Optimizer) else dict(optimizer)
         self._extra: dict[str, Stateful] = {"random": RandomState(), **(extra or {})}
+        self._ranks = self.options.ranks or Ranks.current()
         self._run = self._describe_run(to)
         self._saver: Saver | None = None
         self._uploader: UploaderProcess | None = None
         self._finished = False
         self.started: Started | None = None
         self._stack = contextlib.ExitStack()
-        self._stack.enter_context(trainer_lock(self.directory))
+        if self._ranks.is_first:
+            self._stack.enter_context(trainer_lock(self.directory))
 
     def _describe_run(self, to: str | Location | None) -> RunFile:
         path, options = self.directory.path, self.options
@@ -143,6 +153,8 @@ class Checkpointer:
             upload=options.upload,
             retention=options.retention,
             local_retention=options.local_retention or options.retention.on_disk(),
+            local_ranks=[*range(self._ranks.world_size)],
+            world_size=self._ranks.world_size,
         )
 
     def __enter__(self) -> Self:
@@ -171,17 +183,15 @@ class Checkpointer:
             NothingToResume, StartRefused, CorruptError, OwnershipError, StoreError: see ``Takeover.start``.
         """
         resume = Resume.parse(what, Path.cwd()) if isinstance(what, str) else what
-        options = self.options
-        self.started = started = take_over(
-            self.directory,
-            self._run,
-            resume,
-            self._load,
-            options.say,
-            fresh=fresh,
-            store_timeout_s=options.store_timeout_s,
-            lease=Lease(lease_s=options.lease_s, forced=options.take_over),
-        )
+        options, ranks = self.options, self._ranks
+        together = LoadingTogether(ranks, self._load)
+        if ranks.is_first:
+            with together.leading() as load:
+                started = self._take_over(resume, load, fresh=fresh)
+                together.tell_started(started)
+        else:
+            started = together.follow(self.directory)
+        self.started = started
         what_is_saved = Description(
             run=self._run.run,
             step=started.step,
@@ -189,6 +199,9 @@ class Checkpointer:
             created_at=datetime.now(UTC),
             metrics={},
             fingerprints=dict(options.fingerprints or {}),
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            local_ranks=tuple(started.run.local_ranks),
         )
         self._saver = Saver(
             self.directory,
@@ -204,6 +217,8 @@ class Checkpointer:
             disk=options.disk,
         )
         self._stack.callback(self._saver.close)
+        if not ranks.is_first:
+            return started.step
         self._uploader = UploaderProcess(
             self.directory, started.run.generation, nice=options.nice, inherited=options.inherited
         )
@@ -211,26 +226,76 @@ class Checkpointer:
             self._uploader.ensure()
         return started.step
 
-    def _load(self, path: Path, record: NodeRecord) -> None:
-        loaded: Loaded = read_checkpoint(path, record)
-        self.options.check(path, loaded.tree.get("about", {}))
-        apply(loaded, self._model, self._optimizers, self._extra)
+    def _take_over(self, resume: Resume | None, load: Load, *, fresh: bool) -> Started:
+        options, directory = self.options, self.directory
+        started = take_over(
+            directory,
+            self._run,
+            resume,
+            load,
+            options.say,
+            fresh=fresh,
+            store_timeout_s=options.store_timeout_s,
+            lease=Lease(lease_s=options.lease_s, forced=options.take_over),
+        )
+        with files.disk_errors("clearing", directory.path):
+            mine = {directory.events(rank) for rank in started.run.local_ranks}
+            for of_nobody in {*directory.event_files()} - mine:  # there were more ranks
+                of_nobody.unlink()
+        return started
 
-    def save(self, step: int, *, metrics: Metrics | None = None, force: bool = False) -> bool:
+    def _load(self, path: Path, record: NodeRecord) -> None:
+        rank, world_size = self._ranks.rank, self._ranks.world_size
+        loaded: Loaded = read_checkpoint(path, record, rank=rank, world_size=world_size)
+        self.options.check(path, loaded.tree.get("about", {}))
+        apply(loaded, self._model, self._optimizers, self._extra, rank=rank, world_size=world_size)
+
+    def save(
+        self, step: int, *, metrics: Metrics | None = None, force: bool = False, busy: bool | None = None
+    ) -> bool:
         """Begin to save the state after ``step`` steps, if it is due.
 
         Args:
             force: save although it is not due, and wait for a save that is still being written: for the last
                 step and for a preemption.
+            busy: whether any rank is ``busy``, where the loop knows that already from a reduction of its
+                own; None: of several ranks each is asked, where a save is due.
 
         Returns:
-            Whether a save began. A save that is due while the last one is still being written is skipped.
+            Whether a save began. A save that is due while the last one is still being written, by any rank,
+            is skipped.
         """
         saver = self._started_saver()
+        if force:
+            self._end_last_save(saver, step)
         is_due = step != saver.last_step and (force or self.every is None or step % self.every == 0)
         if self.options.uploading is not Uploading.NONE and self._uploader is not None:
             self._uploader.look_after(anew=is_due)
-        return is_due and saver.save(step, metrics=metrics, wait_if_busy=force)
+        if is_due and not force and self._any_busy(saver, busy):
+            saver.skipped += 1
+            return False
+        return is_due and saver.save(step, metrics=metrics, wait_if_busy=True)
+
+    @property
+    def busy(self) -> bool:
+        """Whether the last save of this rank is still being copied or written."""
+        return self._saver is not None and self._saver.busy
+
+    def _any_busy(self, saver: Saver, busy: bool | None) -> bool:
+        return any(self._ranks.from_all(saver.busy)) if busy is None else busy
+
+    def _end_last_save(self, saver: Saver, step: int) -> None:
+        """See how the last save of all ranks ended: one that failed anywhere has to be made again by all.
+
+        Nobody begins before what the failed one left has gone: the leader must not find an old record there.
+        """
+        saver.wait()
+        if self._ranks.world_size == 1:
+            return
+        saver.last_step = min(self._ranks.from_all(saver.last_step or 0)) or None
+        if self._ranks.is_first and self.started is not None:
+            files.remove_tree(self.directory.temporary(step, self.started.run.generation))
+        self._ranks.from_all(None)
 
     def fence(self) -> None:
         """Wait for what a running snapshot still copies. Call it right before ``optimizer.step()``."""

@@ -14,10 +14,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from uploader.errors import WmtpError
+from wmtp.checkpoint.parts import NOWHERE, Groups, Offsets, Parts
 from wmtp.checkpoint.state import Stateful, Tree, flatten
-
-Groups = dict[str, dict[str, Tensor]]
-"""Tensors by name: ``model`` (what is trained), ``frozen`` (the rest of the model), ``optim``, ``extra``."""
 
 
 class ModelTensors:
@@ -145,7 +143,12 @@ class OptimizerTensors:
 
 
 class Collector:
-    """Collects what there is to save: tensors that are not yet copied, and the JSON tree of the rest."""
+    """Collects what there is to save: tensors that are not yet copied, and the JSON tree of the rest.
+
+    Args:
+        rank: whose part of it; of several, each names all of it in its tree and has its own of the tensors.
+        world_size: how many ranks there are.
+    """
 
     def __init__(
         self,
@@ -153,8 +156,12 @@ class Collector:
         optimizers: Mapping[str, Optimizer],
         extra: Mapping[str, Stateful],
         about: Tree,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         self._model, self._extra, self._about = ModelTensors(model), extra, about
+        self._parts = Parts(model, rank) if world_size > 1 else None
         self._optimizers = {
             name: OptimizerTensors(optimizer, f"optim.{name}") for name, optimizer in optimizers.items()
         }
@@ -164,12 +171,24 @@ class Collector:
         """The names of the model's buffers: a forward pass may change them."""
         return self._model.buffers
 
+    @property
+    def offsets(self) -> Offsets:
+        """Of the tensors collected last that are parts, where in the whole they begin."""
+        return self._parts.offsets if self._parts is not None else NOWHERE
+
     def collect(self) -> tuple[Groups, Tree]:
         """Everything as it is now; the tensors are those of the model and the optimizers themselves.
 
         Raises:
             WmtpError: an optimizer has parameters that are not the model's.
         """
+        if self._parts is None:
+            return self._collect()
+        self._parts.reshard()
+        groups, tree = self._collect()
+        return self._parts.own(groups), tree
+
+    def _collect(self) -> tuple[Groups, Tree]:
         groups: Groups = {"model": {}, "frozen": {}, "optim": {}, "extra": {}}
         state = self._model.current()
         tree: Tree = {"model": {}}

@@ -8,6 +8,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import time
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from uploader import checksum, files, queue
 from uploader.checksum import BLOCK_SIZE_BYTES
+from uploader.errors import RankLate
 from uploader.events import Event
 from uploader.record import FileRecord
 
@@ -41,6 +43,21 @@ class Clear:
     """Make an empty directory, in place of whatever is there."""
 
     path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Make:
+    """Make a directory, unless it is there."""
+
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Await:
+    """Wait until another rank has put a file there."""
+
+    path: Path
+    rank: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +99,7 @@ class Trash:
 
 @dataclass(frozen=True, slots=True)
 class Rename:
-    """Rename a directory."""
+    """Rename a directory, or a file inside one."""
 
     source: Path
     target: Path
@@ -97,7 +114,9 @@ class Announce:
     durable: bool = True
 
 
-Operation: TypeAlias = Clear | Write | Read | Remove | SyncDirectory | Trash | Rename | Announce
+Operation: TypeAlias = (
+    Clear | Make | Await | Write | Read | Remove | SyncDirectory | Trash | Rename | Announce
+)
 Answer: TypeAlias = FileRecord | bytes | None
 
 T = TypeVar("T")
@@ -112,6 +131,9 @@ class SideBySide:
     sequences: tuple[Operations[FileRecord], ...]
 
 
+RANK_TIMEOUT_S = 600.0
+POLL_S = 0.01
+
 FILES_AT_ONCE = 2
 """While one file is checksummed or synced the disk writes another; more gain little and announce later."""
 
@@ -122,11 +144,17 @@ class Disk:
     Files of a block or more are written past the page cache (``O_DIRECT``) where the file system can: it
     neither pushes the trainer's data out of memory nor stalls at the fsync.
 
+    Args:
+        rank_timeout_s: how long a leader waits for another rank's part of a checkpoint.
+
     Attributes:
         files_at_once: how many sequences go on side by side.
     """
 
     files_at_once = FILES_AT_ONCE
+
+    def __init__(self, rank_timeout_s: float = RANK_TIMEOUT_S) -> None:
+        self._rank_timeout_s = rank_timeout_s
 
     def run(self, operations: Operations[T]) -> T:
         """Perform operations to their end.
@@ -169,16 +197,34 @@ class Disk:
             case Write(path, source):
                 with files.disk_errors("writing", path):
                     return write_file(path, source)
-            case Clear(path) | Read(path) | Remove(path) | SyncDirectory(path) | Trash(path):
+            case Await(path, rank):
+                self._await(path, rank)
+            case Clear(path) | Make(path) | Read(path) | Remove(path) | SyncDirectory(path) | Trash(path):
                 with files.disk_errors("saving to", path):
                     return _simple(operation)
         return None
 
+    def _await(self, path: Path, rank: int) -> None:
+        """There is no notification that works on every file system; a rank takes seconds, a look nothing.
 
-def _simple(operation: Clear | Read | Remove | SyncDirectory | Trash) -> bytes | None:
+        Raises:
+            RankLate: that rank's file did not come in time.
+        """
+        began_s = time.monotonic()
+        while not path.exists():
+            if time.monotonic() - began_s > self._rank_timeout_s:
+                problem = f"rank {rank} has not written its part within {self._rank_timeout_s:.0f} s"
+                hint = "its own messages say why"
+                raise RankLate(problem, doing="saving", subject=str(path.parent), hint=hint)
+            time.sleep(POLL_S)
+
+
+def _simple(operation: Clear | Make | Read | Remove | SyncDirectory | Trash) -> bytes | None:
     match operation:
         case Clear(path):
             files.remove_tree(path)
+            files.make_directory(path)
+        case Make(path):
             files.make_directory(path)
         case Read(path):
             return path.read_bytes()

@@ -9,54 +9,58 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from uploader import below, layout
 from uploader.errors import CorruptError, StartRefused
 from uploader.record import NodeRecord
-from wmtp.checkpoint.state import Stateful, Tree, check_optimizer, load_optimizer_state, unflatten
+from wmtp.checkpoint.placed import Placed
+from wmtp.checkpoint.state import (
+    RandomState,
+    Stateful,
+    Tree,
+    check_optimizer,
+    load_optimizer_state,
+    unflatten,
+)
+from wmtp.checkpoint.stored import StoredTensors
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A checkpoint in memory: tensors by name, and the JSON tree of everything else."""
+    """A checkpoint that has been opened.
 
-    tensors: dict[str, Tensor]
+    Attributes:
+        tensors: by name, read when asked for; whole, whichever ranks wrote them.
+        tree: the JSON tree of everything else, as one rank saw it.
+        rank: which that was.
+        world_size: how many ranks wrote the checkpoint.
+    """
+
+    tensors: Mapping[str, Tensor]
     tree: Tree
+    rank: int = 0
+    world_size: int = 1
 
 
-def read_checkpoint(directory: Path, record: NodeRecord, *, rank: int = 0) -> Loaded:
-    """Read the files of one rank.
+def read_checkpoint(directory: Path, record: NodeRecord, *, rank: int = 0, world_size: int = 1) -> Loaded:
+    """Open the files of a checkpoint.
+
+    Args:
+        rank, world_size: who is going to load it. Among as many ranks as wrote it, each gets what is its own
+            back; else all of them what rank 0 had.
 
     Raises:
         CorruptError: a file is not what its name says, although its bytes are those that were written.
     """
-    tensors: dict[str, Tensor] = {}
-    tree: Tree | None = None
-    for file in record.files:
-        if file.path.endswith(".safetensors"):
-            tensors |= _read_tensors(directory, file.path)
-        elif file.path == layout.state_file(rank):
-            tree = _read_tree(directory, file.path)
-    if tree is None:
-        problem = f"it holds no {layout.state_file(rank)}"
+    whose = rank if record.world_size == world_size else 0
+    names = [file.path for file in record.files]
+    tensors = StoredTensors(directory, [name for name in names if name.endswith(".safetensors")])
+    if layout.state_file(whose) not in names:
+        problem = f"it holds no {layout.state_file(whose)}"
         raise CorruptError(problem, doing="loading", subject=str(directory))
-    return Loaded(tensors, tree)
-
-
-def _read_tensors(directory: Path, name: str) -> dict[str, Tensor]:
-    """Sizes in the header are compared with the file's, by the library, before a tensor takes memory."""
-    try:
-        # By its descriptor: whatever is put under that name now is not what is read.
-        with (
-            below.opened_below(directory, name) as descriptor,
-            safe_open(f"/dev/fd/{descriptor}", framework="pt") as file,
-        ):
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (no mapping)
-    except SafetensorError as error:
-        raise CorruptError(str(error), doing="loading", subject=str(directory / name)) from error
+    return Loaded(tensors, _read_tree(directory, layout.state_file(whose)), whose, record.world_size)
 
 
 def _read_tree(directory: Path, name: str) -> Tree:
@@ -73,17 +77,24 @@ def _read_tree(directory: Path, name: str) -> Tree:
 
 
 def apply(
-    loaded: Loaded, model: nn.Module, optimizers: Mapping[str, Optimizer], extra: Mapping[str, Stateful]
+    loaded: Loaded,
+    model: nn.Module,
+    optimizers: Mapping[str, Optimizer],
+    extra: Mapping[str, Stateful],
+    *,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> None:
-    """Put a checkpoint into the live objects.
+    """Put a checkpoint into the live objects; of what is sharded, this rank's part.
 
     Raises:
         StartRefused: model, optimizers or extra state are not those that were saved; names the first
             differences. Nothing was changed.
     """
-    saved = {name: unflatten(ref, loaded.tensors) for name, ref in loaded.tree["model"].items()}
-    optimizer_states = _saved("optimizer", optimizers, loaded, "optim")
-    extra_states = _saved("extra state", extra, loaded, "extra")
+    tensors = Placed(loaded, model, extra) if world_size > 1 or loaded.world_size > 1 else loaded.tensors
+    saved = {name: unflatten(ref, tensors) for name, ref in loaded.tree["model"].items()}
+    optimizer_states = _saved("optimizer", optimizers, loaded.tree["optim"], tensors)
+    extra_states = _saved("extra state", extra, loaded.tree["extra"], tensors)
     _check_model(model.state_dict(), saved)
     for name, optimizer in optimizers.items():
         check_optimizer(optimizer, model, optimizer_states[name])
@@ -92,6 +103,8 @@ def apply(
         load_optimizer_state(optimizer, model, optimizer_states[name])
     for name, stateful in extra.items():
         stateful.load_state_dict(extra_states[name])
+        if loaded.world_size != world_size and isinstance(stateful, RandomState):
+            stateful.part_ways(rank)
 
 
 def _check_model(state: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
@@ -116,9 +129,8 @@ def _describe(value: object) -> str:
     return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
 
 
-def _saved(what: str, here: Mapping[str, object], loaded: Loaded, key: str) -> Tree:
+def _saved(what: str, here: Mapping[str, object], saved: Tree, tensors: Mapping[str, Tensor]) -> Tree:
     """The saved states by name, which must be the names there are here."""
-    saved: Tree = loaded.tree[key]
     if set(here) != set(saved):
         raise StartRefused(
             f"the checkpoint has {sorted(saved)}, this run {sorted(here)}",
@@ -126,4 +138,4 @@ def _saved(what: str, here: Mapping[str, object], loaded: Loaded, key: str) -> T
             subject=what,
             hint="resume with what it was made with, or start another run with --run-name",
         )
-    return {name: unflatten(one, loaded.tensors) for name, one in saved.items()}
+    return {name: unflatten(one, tensors) for name, one in saved.items()}

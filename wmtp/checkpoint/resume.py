@@ -152,7 +152,7 @@ class Takeover:
                     fork.location, self._run, self._directory, self._load, self._say
                 )
             await self._require_unchanged(found, candidate)
-            return await self._adopt(claim, found, step, source, skipped)
+            return await self._adopt(claim, step, source, skipped)
 
     async def _take(
         self, found: Found, candidate: Candidate | None, forked_from: str | None
@@ -212,7 +212,7 @@ class Takeover:
         """
         if self._keys.in_place:
             return
-        index = await self._manifest.read() or Manifest(run=self._run.run)
+        index = await self._complete(found)
         new = sorted(index.names() - found.manifest.names())
         if new and self._watched:
             raise OwnershipError(
@@ -223,13 +223,23 @@ class Takeover:
             )
         entry = candidate.entry if candidate is not None and candidate.local is None else None
         listed = index.names() - {*index.deleting}
-        if entry is not None and entry not in found.unlisted and entry.name not in listed:
+        if entry is not None and entry.name not in listed:
             problem = "it was pruned while it was loaded"
             raise CorruptError(problem, doing="resuming from", subject=f"{found.uri}/{entry.record}")
 
-    async def _adopt(
-        self, claim: GenerationFile, found: Found, step: int, source: str, skipped: list[str]
-    ) -> Started:
+    async def _complete(self, found: Found) -> Manifest:
+        """The manifest, with what its owner did not live to list.
+
+        Listed in that owner's name, before anybody can know of us: our own uploader, once it serves us,
+        would sweep what does not lead to us and is not listed.
+        """
+        if found.unlisted:
+            return await self._manifest.update(
+                lambda index: manifest.completed(index, found.unlisted, found.claim)
+            )
+        return await self._manifest.read() or Manifest(run=self._run.run)
+
+    async def _adopt(self, claim: GenerationFile, step: int, source: str, skipped: list[str]) -> Started:
         """Tell the uploader, then supersede what this start leaves behind.
 
         In this order the former start's uploader finds a successor to serve, not a stranger that owns its
@@ -238,13 +248,7 @@ class Takeover:
         owned = {"generation": claim.generation, "lineage": claim.lineage, "owner": claim.owner}
         run = self._run.model_copy(update=owned)
         run.write(self._directory)
-
-        def adopted(index: Manifest) -> Manifest:
-            for entry in found.unlisted:
-                index = manifest.committed(index, entry, claim)
-            return manifest.adopted(index, claim)
-
-        await self._manifest.update(adopted)
+        await self._manifest.update(lambda index: manifest.adopted(index, claim))
         return Started(run, step, source, skipped)
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -23,7 +24,7 @@ from uploader import files, layout, queue
 from uploader.errors import WmtpError
 from uploader.events import RunFinished
 from uploader.layout import RunDirectory
-from uploader.record import Metrics, NodeRecord
+from uploader.record import Metrics, NodeRecord, RankRecord
 from uploader.steptimes import StepTimes, path_of
 from wmtp.checkpoint.collect import Collector
 from wmtp.checkpoint.copying import Landing
@@ -105,11 +106,14 @@ class Saver:
         on_saved: Callable[[Saved], None] | None = None,
     ) -> None:
         self._directory, self._what, self._disk = directory, what, disk or Disk()
-        self._collector = Collector(model, optimizers, extra, about or {})
+        self._collector = Collector(
+            model, optimizers, extra, about or {}, rank=what.rank, world_size=what.world_size
+        )
         self._snapshot = Snapshot(what.rank, shard_size_bytes)
         self._on_saved = on_saved
         self._job: _Job | None = None
         self._trained: list[str] = []
+        self._debris: Path | None = None
         self._hooks = [one.register_step_pre_hook(self._before_step) for one in optimizers.values()]
         self._hooks += [one.register_step_post_hook(self._after_step) for one in optimizers.values()]
         self._times = _publish_steps(directory, what.rank)
@@ -151,7 +155,7 @@ class Saver:
             self.wait()
         began_s = time.perf_counter()
         groups, tree = self._collector.collect()
-        arena = self._snapshot.capture(groups, self._collector.buffers)
+        arena = self._snapshot.capture(groups, self._collector.buffers, self._collector.offsets)
         what = replace(self._what, step=step, metrics=metrics or {}, created_at=datetime.now(UTC))
         saved = Saved(step)
         self._job = _Job(what, tree, saved, began_s, arena, self.last_step)
@@ -189,7 +193,8 @@ class Saver:
         """
         if not self._warm:
             self._warm = True
-            self._copier.submit(partial(self._snapshot.prepare, specs_of(self._collector.collect()[0])))
+            groups = self._collector.collect()[0]
+            self._copier.submit(partial(self._snapshot.prepare, specs_of(groups, self._collector.offsets)))
 
     def _step_ended(self, *_: object) -> None:
         if self._times is not None:
@@ -201,7 +206,7 @@ class Saver:
             self._job.done.wait()
 
     def finish(self, step: int) -> None:
-        """Wait for the last save and announce that the run ended as planned.
+        """Wait for the last save and announce, as the leader, that the run ended as planned.
 
         Raises:
             WmtpError: the last save failed.
@@ -209,6 +214,8 @@ class Saver:
         self.wait()
         if self.saved and self.saved[-1].error is not None:
             raise self.saved[-1].error
+        if not self._what.leads:
+            return
         path = self._directory.events(self._what.rank)
         with files.disk_errors("announcing to", path):
             queue.put(path, RunFinished(generation=self._what.generation, step=step, rank=self._what.rank))
@@ -237,6 +244,7 @@ class Saver:
         """Write. Whatever goes wrong is kept with the save and told, never lost."""
         name = layout.step_name(job.saved.step)
         try:
+            self._clear(unless=self._directory.temporary(job.what.step, job.what.generation))
             record = self._disk.run(write_checkpoint(self._directory, self._sources(job), job.what))
             job.saved.size_bytes = record.size_bytes
             job.saved.local_ms = (time.perf_counter() - job.began_s) * 1e3
@@ -249,17 +257,26 @@ class Saver:
             if job.saved.error is not None:
                 self.last_step = job.last_step
                 log.error("%s was not saved: %s", name, job.saved.error)
-                self._clear(job)
+                self._debris = self._directory.temporary(job.what.step, job.what.generation)
+                self._clear()
             job.done.set()
             self._tell(job.saved)
 
-    def _clear(self, job: _Job) -> None:
-        """What a failed save left takes the room that the next one needs."""
-        temporary = self._directory.temporary(job.what.step, job.what.generation)
+    def _clear(self, *, unless: Path | None = None) -> None:
+        """What a failed save left takes the room that the next one needs; the leader clears it for all ranks.
+
+        Once more before the next save, for then no rank writes to it any more.
+
+        Args:
+            unless: where that save goes: others may have begun to write there.
+        """
+        debris = self._debris
+        if debris is None or debris == unless or not self._what.leads:
+            return
         try:
-            files.remove_tree(temporary)
+            files.remove_tree(debris)
         except OSError as error:
-            log.error("%s can't be removed: %s", temporary, error.strerror)
+            log.error("%s can't be removed: %s", debris, error.strerror)
 
     def _tell(self, saved: Saved) -> None:
         """A listener's error must end neither the thread nor the saves to come."""
@@ -269,7 +286,7 @@ class Saver:
         except Exception:
             log.exception("telling of %s failed", layout.step_name(saved.step))
 
-    def _compare_with_last(self, job: _Job, record: NodeRecord) -> None:
+    def _compare_with_last(self, job: _Job, record: NodeRecord | RankRecord) -> None:
         """The same weights twice mean that nothing trains, or that something else is being saved."""
         trained = [one.crc64nvme for one in record.files if one.path in job.arena.trained]
         job.saved.stale = bool(trained) and trained == self._trained

@@ -41,11 +41,16 @@ DTYPES = {
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """A tensor's name, type and shape: all that its place in a file depends on."""
+    """A tensor's name, type and shape: all that its place in a file depends on.
+
+    Attributes:
+        offsets: where it begins in the tensor it is a part of, in each dimension; None: it is the whole.
+    """
 
     name: str
     dtype: torch.dtype
     shape: tuple[int, ...]
+    offsets: tuple[int, ...] | None = None
 
     @property
     def size_bytes(self) -> int:
@@ -111,7 +116,7 @@ def plan_shards(
 
 
 def _shard(file_name: str, specs: Sequence[TensorSpec]) -> Shard:
-    sharding = {spec.name: {"saved_offsets": [0] * len(spec.shape)} for spec in specs}
+    sharding = {spec.name: {"saved_offsets": spec.offsets or [0] * len(spec.shape)} for spec in specs}
     header: dict[str, object] = {
         "__metadata__": {"format": "pt", "DCP_VERSION": "1.0", "DCP_SHARDING_INFO": json.dumps(sharding)}
     }

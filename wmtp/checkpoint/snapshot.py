@@ -22,8 +22,8 @@ from torch import Tensor
 
 from uploader import layout
 from uploader.errors import WmtpError
-from wmtp.checkpoint.collect import Groups
 from wmtp.checkpoint.copying import Copy, CopyPlan, Landing, pin
+from wmtp.checkpoint.parts import NOWHERE, Groups, Offsets
 from wmtp.checkpoint.shards import Shard, TensorSpec, plan_shards, shard_limit
 
 IMMEDIATE_BYTES = 16 * 1024
@@ -130,11 +130,12 @@ class Snapshot:
             self.arena = Arena([*trained, *frozen, *rest], trained={shard.file_name for shard in trained})
             self._specs, self._shapes = specs, []  # what was planned was for the old arena
 
-    def capture(self, groups: Groups, buffers: frozenset[str]) -> Arena:
+    def capture(self, groups: Groups, buffers: frozenset[str], offsets: Offsets = NOWHERE) -> Arena:
         """Take what may change before the fence now, and note the rest for ``copy``.
 
         Args:
             buffers: names in ``model`` that the forward pass may change: taken now, whatever their size.
+            offsets: of tensors that are parts, where in the whole they begin.
 
         Returns:
             Where all of it will lie, which need not be ``arena`` any more when that is laid out anew.
@@ -144,7 +145,7 @@ class Snapshot:
         shapes = [(one.shape, one.dtype) for one in sources]  # assigning to ``.data`` keeps the object only
         with self._lock:
             if shapes != self._shapes or not all(map(operator.is_, sources, self._sources)):
-                self._lay_out(specs_of(groups))
+                self._lay_out(specs_of(groups, offsets))
                 self._plan = CopyPlan(
                     Copy(
                         target=self.arena.views[name],
@@ -187,9 +188,11 @@ def _check_names(specs: Specs) -> None:
         raise WmtpError("two tensors have this name", doing="saving", subject=name, hint=hint)
 
 
-def specs_of(groups: Groups) -> Specs:
-    """What the layout depends on: names, types and shapes."""
+def specs_of(groups: Groups, offsets: Offsets = NOWHERE) -> Specs:
+    """What the layout depends on: names, types, shapes, and of parts where they begin."""
     return {
-        kind: [TensorSpec(name, one.dtype, tuple(one.shape)) for name, one in tensors.items()]
-        for kind, tensors in groups.items()
+        kind: [
+            TensorSpec(name, one.dtype, tuple(one.shape), offsets.get(name)) for name, one in group.items()
+        ]
+        for kind, group in groups.items()
     }

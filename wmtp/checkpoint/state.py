@@ -198,6 +198,14 @@ class RandomState:
         if "cuda" in state and torch.cuda.is_available():
             torch.cuda.set_rng_state(torch.frombuffer(bytearray(state["cuda"]), dtype=torch.uint8))
 
+    def part_ways(self, rank: int) -> None:
+        """From a state that all ranks have got from one: each goes on with numbers of its own."""
+        if rank:
+            seed = int(torch.randint(2**62, ())) + rank
+            random.seed(seed)
+            np.random.seed(seed % 2**32)
+            torch.manual_seed(seed)
+
 
 def encode_tree(tree: Tree) -> bytes:
     """The tree as the bytes of ``state-rankRRRRR.json``."""

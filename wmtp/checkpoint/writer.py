@@ -16,8 +16,10 @@ from uploader.layout import RunDirectory
 from uploader.record import FileRecord, Metrics, NodeRecord, RankRecord
 from wmtp.checkpoint.disk import (
     Announce,
+    Await,
     Clear,
     FileSource,
+    Make,
     Operations,
     Read,
     Remove,
@@ -45,21 +47,33 @@ class Description:
     nodes: int = 1
     local_ranks: tuple[int, ...] = (0,)
 
+    @property
+    def leads(self) -> bool:
+        """Whether this rank commits what those of its node have written."""
+        return self.rank == self.local_ranks[0]
+
 
 def write_checkpoint(
     directory: RunDirectory, sources: Iterable[FileSource], what: Description
-) -> Operations[NodeRecord]:
-    """The operations that write a checkpoint of a node with one rank, and the record they end with.
+) -> Operations[NodeRecord | RankRecord]:
+    """The operations that write a rank's part of a checkpoint, and the record they end with.
+
+    The first rank of a node is its leader: it waits for the others' records and commits the node's.
 
     Yields:
         Operations, to be performed in order; each is answered with its result.
     """
     temporary = directory.temporary(what.step, what.generation)
-    yield Clear(temporary)
+    # With several ranks others may be writing there already; the trainer has cleared what a crash left.
+    yield Clear(temporary) if len(what.local_ranks) == 1 else Make(temporary)
     written = yield SideBySide(tuple(_write_file(directory, temporary, one, what) for one in sources))
-    rank = _rank_record(what, written)
-    yield Write(temporary / layout.rank_record(what.rank), _small(rank.encode()))
-    return (yield from commit_node(directory, what))
+    rank, name = _rank_record(what, written), layout.rank_record(what.rank)
+    if what.leads:
+        yield Write(temporary / name, _small(rank.encode()))
+        return (yield from commit_node(directory, what))
+    yield Write(temporary / f"{name}.tmp", _small(rank.encode()))
+    yield Rename(temporary / f"{name}.tmp", temporary / name)  # the leader sees all of it or nothing
+    return rank
 
 
 def _write_file(
@@ -74,10 +88,12 @@ def _write_file(
 
 
 def commit_node(directory: RunDirectory, what: Description) -> Operations[NodeRecord]:
-    """Commit a step whose ranks have all written their records: node record, rename, event."""
+    """Commit a step when all of its ranks have written their records: node record, rename, event."""
     temporary, target = directory.temporary(what.step, what.generation), directory.step(what.step)
     ranks = []
     for rank in what.local_ranks:
+        if rank != what.rank:
+            yield Await(temporary / layout.rank_record(rank), rank)
         encoded: bytes = yield Read(temporary / layout.rank_record(rank))
         ranks.append(RankRecord.model_validate_json(encoded))
     node = NodeRecord.merge(ranks, node=what.node, nodes=what.nodes)
