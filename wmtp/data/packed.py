@@ -1,28 +1,33 @@
 """All tokens of a corpus in one file, built once and memory-mapped ever after.
 
 The file is named by what went into it: names and bytes of the documents, and the tokenizer. Its record is
-renamed into place last, so tokens without a record, or of another size than it says, were never finished and
-are built again. Losing the cache directory loses nothing but time.
+renamed into place last, so tokens without a record were never finished; those, and tokens that are not what
+it says, are built again. Losing the cache directory loses nothing but time.
 """
 
 import fcntl
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import BinaryIO, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from uploader import checksum
 from uploader.below import private
+from uploader.checksum import BLOCK_SIZE_BYTES
 from uploader.errors import DiskError, SettingsError
 from uploader.files import make_directory
 from wmtp.data.document import Document, Documents
 from wmtp.data.tokenizer import Tokenizer, Tokens, token_dtype
+
+log = logging.getLogger("wmtp")
 
 Spans: TypeAlias = npt.NDArray[np.int64]
 """Ranges of tokens, [N, 2]: the first of each and the one after its last, in order."""
@@ -41,6 +46,7 @@ class PackedRecord:
         tokens: how many, special ones included.
         text_bytes: size of the texts of all documents together, without their prompts.
         prompts: documents that have a prompt; where those lie is in a file of its own.
+        crc64nvme: of the tokens, and then of where the prompts lie.
     """
 
     fingerprint: str
@@ -49,6 +55,7 @@ class PackedRecord:
     tokens: int
     text_bytes: int
     prompts: int = 0
+    crc64nvme: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,9 +139,21 @@ def _load(cache: Path, fingerprint: str) -> PackedTokens | None:
         prompts = np.fromfile(spans, "<i8") if record.prompts else np.empty(0, "<i8")
     except (FileNotFoundError, TypeError, ValueError):
         return None
-    if len(array) != record.tokens or len(prompts) != 2 * record.prompts:
+    if (len(array), len(prompts), _checksum(array, prompts)) != (
+        record.tokens, 2 * record.prompts, record.crc64nvme
+    ):  # fmt: skip
+        log.warning("%s: the packed tokens are damaged; they are built again", cache)
         return None
     return PackedTokens(array, record, prompts.reshape(-1, 2))
+
+
+def _checksum(*arrays: npt.NDArray[Any]) -> str:
+    """Read whole, as the documents were for their fingerprint."""
+    crc = 0
+    for array in arrays:
+        for at in range(0, len(array), BLOCK_SIZE_BYTES):
+            crc = checksum.crc64nvme(array[at : at + BLOCK_SIZE_BYTES].view(np.uint8).data, crc)
+    return checksum.encode(crc)
 
 
 def _build(corpus: Documents, tokenizer: Tokenizer, cache: Path) -> PackedTokens:
@@ -154,13 +173,15 @@ def _build(corpus: Documents, tokenizer: Tokenizer, cache: Path) -> PackedTokens
     if not tokens:
         hint = "name other data, or in data.text_field the field that holds the text"
         raise SettingsError("all of its records are empty", subject="data.train", hint=hint)
-    record = PackedRecord(digest.hexdigest(), tokenizer.name, dtype.str, tokens, text_bytes, len(spans))
-    tokens_path = staged.rename(cache / f"{record.fingerprint}.tokens")
-    prompts = np.array(spans, dtype="<i8").reshape(-1, 2)
+    name, prompts = digest.hexdigest(), np.array(spans, dtype="<i8").reshape(-1, 2)
+    tokens_path = staged.rename(cache / f"{name}.tokens")
+    array = np.memmap(tokens_path, dtype=dtype, mode="r")
+    crc = _checksum(array, prompts.reshape(-1))
+    record = PackedRecord(name, tokenizer.name, dtype.str, tokens, text_bytes, len(spans), crc)
     if spans:
         _write(staged, prompts.tobytes(), cache / f"{record.fingerprint}.prompts")
     _write(staged, json.dumps(asdict(record), indent=1).encode(), cache / f"{record.fingerprint}.json")
-    return PackedTokens(np.memmap(tokens_path, dtype=dtype, mode="r"), record, prompts)
+    return PackedTokens(array, record, prompts)
 
 
 def _pack(document: Document, tokenizer: Tokenizer) -> tuple[Tokens, int]:

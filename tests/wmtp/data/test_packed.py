@@ -57,8 +57,12 @@ def test_the_name_follows_bytes_names_order_and_tokenizer(corpus: Corpus) -> Non
     assert len(fingerprints) == 5
 
 
-@pytest.mark.parametrize("damage", ["record gone", "record torn", "tokens gone", "tokens short"])
-def test_what_was_never_finished_is_built_again(corpus: Corpus, tmp_path: Path, damage: str) -> None:
+@pytest.mark.parametrize(
+    "damage", ["record gone", "record torn", "tokens gone", "tokens short", "tokens changed"]
+)
+def test_what_was_never_finished_or_is_damaged_is_built_again(
+    corpus: Corpus, tmp_path: Path, damage: str
+) -> None:
     cache = tmp_path / "cache"
     packed = PackedTokens.open(corpus, ByteTokenizer(), cache)
     tokens, record = (cache / f"{packed.fingerprint}.{kind}" for kind in ("tokens", "json"))
@@ -71,6 +75,10 @@ def test_what_was_never_finished_is_built_again(corpus: Corpus, tmp_path: Path, 
             tokens.unlink()
         case "tokens short":
             tokens.write_bytes(tokens.read_bytes()[:-2])
+        case "tokens changed":
+            data = bytearray(tokens.read_bytes())
+            data[4] ^= 1
+            tokens.write_bytes(data)
     again = PackedTokens.open(corpus, ByteTokenizer(), cache)
     assert again.array.tolist() == [256, *b"one", 257, 256, *b"two!", 257]
     assert json.loads(record.read_bytes())["tokens"] == 11
