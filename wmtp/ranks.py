@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 _talks = itertools.count(1)
 """Of this process: what one talk left in the store is no answer in the next."""
 
+LAST_WORD_S = 30.0
 TIMEOUT_S = 1800.0
 """How long others are waited for: as long as ``torch.distributed`` does."""
 
@@ -80,6 +82,27 @@ class Ranks:
             self.store.set(key, json.dumps(value))
             return json.loads(json.dumps(value))
         return self._hear(key, 0, timeout_s)
+
+    def last_word(self, value: Any = None, *, timeout_s: float | None = None) -> Any:
+        """As ``from_first``, before processes end: rank 0 stays until all have heard it.
+
+        Without torchrun the store is in rank 0's process, and ends with it.
+        """
+        said = self.from_first(value, timeout_s=timeout_s)
+        self.acknowledge()
+        return said
+
+    def acknowledge(self) -> None:
+        """The others have heard the last word; rank 0 sees that they have."""
+        if self.store is None:
+            return
+        self._said += 1
+        if not self.is_first:
+            self.store.set(f"{self._said}/{self.rank}", "null")
+            return
+        with suppress(RankLate):  # one that is gone already hears nothing more
+            for rank in range(1, self.world_size):
+                self._hear(f"{self._said}/{rank}", rank, LAST_WORD_S)
 
     def from_all(self, value: Any, *, timeout_s: float | None = None) -> list[Any]:
         """What each rank says, in JSON, in the order of ranks. Everybody waits for everybody.

@@ -42,6 +42,21 @@ def test_what_rank_0_says_is_what_all_hear_and_each_word_once() -> None:
     assert together(3, act) == [[{"word": number, "from": 0} for number in range(3)]] * 3
 
 
+def test_the_last_word_is_said_when_all_have_heard_it() -> None:
+    heard: list[int] = []
+
+    def act(ranks: Ranks) -> Any:
+        if ranks.rank:
+            said = ranks.from_first()
+            heard.append(ranks.rank)
+            ranks.acknowledge()
+            return said
+        ranks.last_word("bye")
+        return sorted(heard)
+
+    assert together(3, act) == [[1, 2], "bye", "bye"]
+
+
 def test_what_each_says_comes_in_the_order_of_ranks() -> None:
     assert together(3, lambda ranks: ranks.from_all(ranks.rank * 10)) == [[0, 10, 20]] * 3
 

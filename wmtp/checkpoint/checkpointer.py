@@ -282,6 +282,9 @@ class Checkpointer:
         return self._saver is not None and self._saver.busy
 
     def _any_busy(self, saver: Saver, busy: bool | None) -> bool:
+        """Asked of one alone, the answer is as new as can be; several have to agree on one."""
+        if self._ranks.world_size == 1:
+            return saver.busy
         return any(self._ranks.from_all(saver.busy)) if busy is None else busy
 
     def _end_last_save(self, saver: Saver, step: int) -> None:
@@ -337,12 +340,15 @@ class Checkpointer:
             NotDurable: the uploader gave up or took too long; the checkpoint is safe on this disk.
             WmtpError: the last save failed.
         """
-        if self._saver is None or self._uploader is None:
+        if self._saver is None:
+            return None
+        last_step = self._saver.last_step
+        if not self._finished:
+            self._saver.finish(last_step or 0)
+        if self._uploader is None:
             return None
         if self._finished:
             return self._uploader.status()
-        last_step = self._saver.last_step
-        self._saver.finish(last_step or 0)
         self._finished = True
         if self.options.uploading is not Uploading.WAIT:
             return self._uploader.status()

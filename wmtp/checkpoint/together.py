@@ -38,7 +38,7 @@ class LoadingTogether:
             yield self._load_everywhere
         except BaseException as error:
             if not self._told:
-                self._ranks.from_first({"failed": str(error) or type(error).__name__})
+                self._ranks.last_word({"failed": str(error) or type(error).__name__})
             raise
 
     def tell_started(self, started: Started) -> None:
@@ -58,6 +58,7 @@ class LoadingTogether:
         while True:
             said = self._ranks.from_first()
             if "failed" in said:
+                self._ranks.acknowledge()
                 raise StartRefused(said["failed"], doing="starting with", subject="rank 0")
             if "run" in said:
                 break

@@ -75,22 +75,31 @@ def train(
         _print_settings(settings)
         return
     from wmtp.checkpoint.uploader_process import Uploading
+    from wmtp.training.distributed import join, leave
     from wmtp.training.job import run_job
 
     if no_uploader and detach_uploader:
         raise typer.BadParameter("--no-uploader and --detach-uploader contradict each other")
     uploading = Uploading.NONE if no_uploader else Uploading.DETACHED if detach_uploader else Uploading.WAIT
-    again = _again(config, recipe, overrides or [], settings.run_name)
-    code = run_job(settings, uploading, again=again, take_over=take_over, verbose=verbose)
+    with join(os.environ, settings.config.devices.device) as ranks:
+        again = _again(config, recipe, overrides or [], settings.run_name, ranks.world_size)
+        code = run_job(settings, uploading, again=again, take_over=take_over, verbose=verbose, ranks=ranks)
+    if ranks.world_size > 1:
+        leave(code)
     if code:
         raise SystemExit(code)
 
 
-def _again(config: Path | None, recipe: Path | None, overrides: list[str], run_name: str) -> str:
+def _again(
+    config: Path | None, recipe: Path | None, overrides: list[str], run_name: str, world_size: int
+) -> str:
     """The command that resumes this run, as it can be typed here; without what could be a secret."""
     from wmtp.settings.describe import shown
 
-    words = [program_name(), "train", "--resume", "latest"]
+    program = [program_name()]
+    if world_size > 1:
+        program = ["torchrun", "--nproc-per-node", str(world_size), "-m", "wmtp"]
+    words = [*program, "train", "--resume", "latest"]
     words += ["--config", str(config)] if config is not None else []
     words += ["--recipe", str(recipe)] if recipe is not None else []
     for override in overrides:

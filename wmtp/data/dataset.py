@@ -8,6 +8,7 @@ and batch size, and sees the same samples in the same order.
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -47,9 +48,17 @@ class Batch:
         """How many samples."""
         return len(self.text)
 
+    def __getitem__(self, samples: slice) -> "Batch":
+        return Batch(self.text[samples], self.labels[samples], self.windows[samples])
+
     def to(self, device: torch.device | str) -> "Batch":
         parts = (self.text, self.labels, self.windows)
         return Batch(*(part.to(device, non_blocking=True) for part in parts))
+
+    def blank(self) -> "Batch":
+        """One sample of it with nothing to predict: for a rank that has none, and has to compute."""
+        first = self[:1]
+        return Batch(first.text, torch.full_like(first.labels, NO_TARGET), first.windows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,14 +96,9 @@ class Batches:
         """The epoch, from 0, that the next sample belongs to."""
         return position // len(self)
 
-    def batch(self, position: int, size: int, *, rank: int = 0, world_size: int = 1) -> Batch:
-        """This rank's part of the ``size`` samples from ``position`` on; parts in rank order are the whole.
-
-        Args:
-            size: samples in the global batch; parts differ by one where ``world_size`` doesn't divide it.
-        """
-        bounds = position + size * rank // world_size, position + size * (rank + 1) // world_size
-        samples = np.arange(*bounds, dtype=np.int64)
+    def batch(self, position: int, size: int) -> Batch:
+        """The ``size`` samples from ``position`` on."""
+        samples = np.arange(position, position + size, dtype=np.int64)
         epochs, windows = np.divmod(samples, len(self))
         for epoch in np.unique(epochs):
             inside = epochs == epoch
@@ -119,6 +123,12 @@ class Batches:
             labels=learnt[:, 1:].unfold(1, self.heads, 1).contiguous(),
             windows=torch.from_numpy(windows),
         )
+
+
+def cut(samples: int, parts: int) -> list[tuple[int, int]]:
+    """Where each part of the samples begins and ends, in their order; sizes differ by one at most."""
+    borders = [samples * part // parts for part in range(parts + 1)]
+    return list(pairwise(borders))
 
 
 def split(

@@ -32,7 +32,10 @@ class ValueHead(nn.Module):
             zero.zero_()
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """V of each position: the trunk's states [B, S, D] to float32 [B, S]."""
+        """V of each position: the trunk's states [B, S, D] to float32 [B, S].
+
+        A tensor of its own, no view: what FSDP hooks to the output of a module would be lost with a view.
+        """
         with torch.autocast(hidden.device.type, enabled=False):
             rectified = functional.relu(self.hidden(hidden.float()))
-            return self.value(rectified).squeeze(-1)  # type: ignore[no-any-return]
+            return self.value(rectified).squeeze(-1).clone()  # type: ignore[no-any-return]

@@ -17,8 +17,9 @@ from wmtp.objectives.critic import final_rewards, likelihood_rewards
 from wmtp.objectives.rho1 import kept_weights, softmax_weights
 from wmtp.settings import Resolved
 from wmtp.training.critic import Critic, Rewards, Stages
+from wmtp.training.distributed import shard
 from wmtp.training.models import REFERENCE, REWARD, open_reference, open_reward
-from wmtp.training.objective import Baseline, Objective, Rho1, Scores, Weigh
+from wmtp.training.objective import ALONE, Baseline, Objective, Rho1, Scores, Split, Weigh
 from wmtp.training.optimizer import OptimizerSettings, build_optimizer
 from wmtp.training.reference_scores import ReferenceScores
 from wmtp.training.step import precision
@@ -50,6 +51,7 @@ class Basis:
     max_steps: int
     device: torch.device
     autocast_dtype: torch.dtype | None
+    split: Split = ALONE
 
 
 def build_algorithm(basis: Basis) -> Algorithm:
@@ -61,13 +63,13 @@ def build_algorithm(basis: Basis) -> Algorithm:
     """
     algo = basis.settings.recipe.train.algo
     if algo == "baseline-mtp":
-        return Algorithm(Baseline(basis.model, basis.autocast_dtype))
+        return Algorithm(Baseline(basis.model, basis.autocast_dtype, basis.split))
     return _critic(basis) if algo == "critic-wmtp" else _rho1(basis)
 
 
 def _rho1(basis: Basis) -> Algorithm:
     scores, reads = _reference(basis)
-    objective = Rho1(basis.model, scores, _weigh(basis.settings), basis.autocast_dtype)
+    objective = Rho1(basis.model, scores, _weigh(basis.settings), basis.autocast_dtype, basis.split)
     return Algorithm(objective, reads=reads)
 
 
@@ -91,12 +93,14 @@ def _critic(basis: Basis) -> Algorithm:
     stages = Stages(_stage1_steps(basis))
     rewards, reads = _rewards(basis)
     seed = basis.settings.seed
-    model.value_head = ValueHead.from_settings(model.config.hidden_size, seed=seed, device=basis.device)
+    head = ValueHead.from_settings(model.config.hidden_size, seed=seed, device=basis.device)
+    shard(head, basis.split.ranks)
+    model.value_head = head
     optimizer = build_optimizer(
-        model.value_head,
+        head,
         OptimizerSettings(learning_rate=section.value_learning_rate, betas=optim.betas, weight_decay=0.0),
     )
-    objective = Critic(model, model.value_head, rewards, stages, section, basis.autocast_dtype)
+    objective = Critic(model, head, rewards, stages, section, basis.autocast_dtype, basis.split)
     return Algorithm(objective, {"value": optimizer}, {"critic": stages}, reads)
 
 

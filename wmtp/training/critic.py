@@ -18,7 +18,7 @@ from wmtp.model.mtp import MTPModel
 from wmtp.model.value import ValueHead
 from wmtp.objectives.critic import gae_returns, head_weights, inside_window, value_loss
 from wmtp.settings.recipe import Critic as CriticSection
-from wmtp.training.objective import Measures, valid_targets, weight_measures, weighted_backward
+from wmtp.training.objective import ALONE, Measures, Split, valid_targets, weight_measures, weighted_backward
 from wmtp.training.step import trunk_states
 
 Rewards = Callable[[Batch, Tensor], Tensor]
@@ -62,6 +62,7 @@ class Critic:
     stages: Stages
     settings: CriticSection
     autocast_dtype: torch.dtype | None = None
+    split: Split = ALONE
 
     @property
     def first_step(self) -> int:
@@ -70,23 +71,26 @@ class Critic:
     def backward(self, batches: Sequence[Batch], step: int) -> Measures:
         stage = self.stages.enter(step)
         coefficient = 1.0 if stage == 1 else self.settings.value_weight
-        values, error = self._fit(batches, coefficient)
+        valid = valid_targets(batches, self.split)
+        values, error = self._fit(batches, valid[..., 0].sum(), coefficient)
         measures = {"loss": coefficient * error, "value_loss": error, "stage": torch.tensor(stage)}
         if stage == 1:
             return measures
-        trained = self._train(batches, values)
+        trained = self._train(batches, self.split.gather(values), valid)
         return trained | measures | {"loss": trained["loss"] + measures["loss"]}
 
-    def _fit(self, batches: Sequence[Batch], coefficient: float) -> tuple[Tensor, Tensor]:
+    def _fit(self, batches: Sequence[Batch], positions: Tensor, coefficient: float) -> tuple[Tensor, Tensor]:
         """Add the value head's gradients.
 
+        Args:
+            positions: scalar; how many the whole step has.
+
         Returns:
-            The step's values, [B, S], and their mean squared error, both without gradient.
+            This rank's values, [B, S], and its share of the mean squared error, both without gradient.
         """
-        masks = [batch.labels[..., 0] != NO_TARGET for batch in batches]
-        positions = torch.stack([mask.sum() for mask in masks]).sum()
         values, errors = [], []
-        for batch, mask in zip(batches, masks, strict=True):
+        for batch in batches:
+            mask = batch.labels[..., 0] != NO_TARGET
             value = self.head(trunk_states(self.model, batch, autocast_dtype=self.autocast_dtype))
             returns = gae_returns(
                 self.rewards(batch, mask),
@@ -101,11 +105,13 @@ class Critic:
             errors.append(error.detach())
         return torch.cat(values), torch.stack(errors).sum()
 
-    def _train(self, batches: Sequence[Batch], values: Tensor) -> Measures:
-        """Add the model's gradients, its heads weighed by the values."""
-        valid = inside_window(valid_targets(batches))
+    def _train(self, batches: Sequence[Batch], values: Tensor, valid: Tensor) -> Measures:
+        """Add the model's gradients, its heads weighed by the whole step's values."""
+        inside = inside_window(valid)
         weights = head_weights(
-            values, valid, delta_lambda=self.settings.delta_lambda, temperature=self.settings.temperature
+            values, inside, delta_lambda=self.settings.delta_lambda, temperature=self.settings.temperature
         )
-        measures = weighted_backward(self.model, batches, weights, autocast_dtype=self.autocast_dtype)
-        return measures | weight_measures(weights, valid)
+        measures = weighted_backward(
+            self.model, batches, weights, valid, self.split, autocast_dtype=self.autocast_dtype
+        )
+        return measures | weight_measures(weights, inside)

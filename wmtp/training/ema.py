@@ -14,21 +14,26 @@ from uploader.errors import CorruptError
 from wmtp.model.mtp import MTPModel
 
 
+def place_for_averages(model: MTPModel) -> MTPModel:
+    """A copy of a model that isn't sharded yet: of one that is there can be no copy."""
+    return copy.deepcopy(model).requires_grad_(False).eval()
+
+
 class Ema:
     """The averages of a model's weights, as a model; a part of every checkpoint.
 
     Args:
         model: what is trained, as it will be saved; a critic's value head is none of it.
-        decay: None keeps no average.
+        averages: what is to hold the averages, sharded as the model; None keeps none.
+        decay: what a step leaves of an average.
 
     Attributes:
         model: holds the averages; None where there are none.
         news: what a person should know of the load: averages that begin or end at a resume.
     """
 
-    def __init__(self, model: MTPModel, decay: float | None) -> None:
-        self.decay, self.news = decay, ""
-        self.model = None if decay is None else copy.deepcopy(model).requires_grad_(False).eval()
+    def __init__(self, model: MTPModel, averages: MTPModel | None, decay: float | None) -> None:
+        self.model, self.decay, self.news = averages, decay, ""
         self._weights: list[Tensor] = list(model.parameters())
         self._by_name: dict[str, Tensor] = {} if self.model is None else dict(self.model.named_parameters())
         self._averages = list(self._by_name.values())

@@ -1,11 +1,12 @@
 """From a step's micro-batches to gradients: one class for each way to weigh targets.
 
 All share one loss, ``Σ w·CE / Σ w`` over the whole step, and differ in where the weights come from. Weights
-are decided for the whole step at once, so neither they nor the loss depend on how it is split.
+are decided for the whole step at once, all ranks' samples in their order, so neither they nor the loss depend
+on how it is split.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -13,12 +14,16 @@ from torch import Tensor
 
 from wmtp.data.dataset import NO_TARGET, Batch
 from wmtp.model.mtp import MTPModel
-from wmtp.objectives.baseline import count_targets, uniform_weights
+from wmtp.objectives.baseline import uniform_weights
 from wmtp.objectives.rho1 import excess_loss
+from wmtp.ranks import Ranks
 from wmtp.training.step import StepLoss, forward_backward, score
 
 Measures = dict[str, Tensor]
 """What a step tells of itself, on the device: ``loss``, and more by name, each a scalar or [H]."""
+
+SHARES = ("loss", "heads", "value_loss")
+"""Measures of which each rank has its samples' share: their sum over ranks is the step's."""
 
 Numbers = dict[str, float | list[float]]
 """The same on the host."""
@@ -30,6 +35,29 @@ Scores = Callable[[Batch], Tensor]
 """A number for each target of a micro-batch, [B, S, H], or each position, [B, S]."""
 
 
+@dataclass(frozen=True)
+class Split:
+    """How a step's samples lie on the ranks: a part each, in their order.
+
+    Attributes:
+        samples: of the step, over all ranks; of no interest where there is one.
+    """
+
+    ranks: Ranks = field(default_factory=Ranks)
+    samples: int = 0
+
+    def gather(self, part: Tensor) -> Tensor:
+        """The whole step's [B, …], from this rank's part of it."""
+        return self.ranks.gather(part, self.samples)
+
+    def part(self, whole: Tensor) -> Tensor:
+        """This rank's part of the whole step's [B, …]."""
+        return self.ranks.part(whole)
+
+
+ALONE = Split()
+
+
 class Objective(Protocol):
     """What the trainer needs of an algorithm."""
 
@@ -39,7 +67,14 @@ class Objective(Protocol):
         ...
 
     def backward(self, batches: Sequence[Batch], step: int) -> Measures:
-        """Add the gradients of the step that follows ``step`` finished ones."""
+        """Add the gradients of the step that follows ``step`` finished ones.
+
+        Args:
+            batches: this rank's micro-batches of the step; all ranks have as many.
+
+        Returns:
+            The step's measures; of ``SHARES`` this rank's share.
+        """
         ...
 
 
@@ -49,11 +84,15 @@ class Baseline:
 
     model: MTPModel
     autocast_dtype: torch.dtype | None = None
+    split: Split = ALONE
     first_step = 0
 
     def backward(self, batches: Sequence[Batch], step: int) -> Measures:
-        weights = uniform_weights(valid_targets(batches))
-        return weighted_backward(self.model, batches, weights, autocast_dtype=self.autocast_dtype)
+        valid = valid_targets(batches, self.split)
+        weights = uniform_weights(valid)
+        return weighted_backward(
+            self.model, batches, weights, valid, self.split, autocast_dtype=self.autocast_dtype
+        )
 
 
 @dataclass
@@ -69,14 +108,18 @@ class Rho1:
     reference: Scores
     weigh: Weigh
     autocast_dtype: torch.dtype | None = None
+    split: Split = ALONE
     first_step = 0
 
     def backward(self, batches: Sequence[Batch], step: int) -> Measures:
         own = torch.cat([score(self.model, one, autocast_dtype=self.autocast_dtype) for one in batches])
         reference = torch.cat([self.reference(one) for one in batches])
-        valid = valid_targets(batches)
-        weights = self.weigh(excess_loss(own, reference), valid)
-        measures = weighted_backward(self.model, batches, weights, autocast_dtype=self.autocast_dtype)
+        scores = self.split.gather(excess_loss(own, reference))
+        valid = valid_targets(batches, self.split)
+        weights = self.weigh(scores, valid)
+        measures = weighted_backward(
+            self.model, batches, weights, valid, self.split, autocast_dtype=self.autocast_dtype
+        )
         return measures | weight_measures(weights, valid)
 
 
@@ -91,34 +134,36 @@ def on_host(measures: Measures) -> Numbers:
     }
 
 
-def valid_targets(batches: Sequence[Batch]) -> Tensor:
-    """Where the step has targets: bool [B, S, H], the samples of all micro-batches in their order."""
-    return torch.cat([batch.labels != NO_TARGET for batch in batches])
+def valid_targets(batches: Sequence[Batch], split: Split) -> Tensor:
+    """Where the step has targets: bool [B, S, H], all ranks' samples in their order."""
+    return split.gather(torch.cat([batch.labels != NO_TARGET for batch in batches]))
 
 
 def weighted_backward(
     model: MTPModel,
     batches: Sequence[Batch],
     weights: Tensor,
+    valid: Tensor,
+    split: Split,
     *,
     autocast_dtype: torch.dtype | None = None,
 ) -> Measures:
-    """Add the gradients of the whole step, one micro-batch after the other.
+    """Add the gradients of this rank's part of the step, one micro-batch after the other.
 
     Args:
-        weights: [B, S, H], the samples of all micro-batches in their order.
+        weights, valid: of the whole step, [B, S, H].
 
     Returns:
-        The loss, and the unweighted mean cross entropy of each head.
+        This rank's share of the loss, and of the unweighted mean cross entropy of each head.
     """
     denominator = weights.sum(dtype=torch.float64).float()
-    parts = torch.split(weights, [len(batch) for batch in batches])
+    parts = torch.split(split.part(weights), [len(batch) for batch in batches])
     losses = [
         forward_backward(model, batch, part, denominator, autocast_dtype=autocast_dtype)
         for batch, part in zip(batches, parts, strict=True)
     ]
     total = together(losses)
-    targets = torch.stack([count_targets(batch.labels) for batch in batches]).sum(dim=0)
+    targets = valid.sum(dim=(0, 1))
     return {"loss": total.loss, "heads": total.nats / targets.clamp(min=1)}
 
 

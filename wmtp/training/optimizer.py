@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from wmtp.checkpoint.parts import is_sharded
+
 
 @dataclass(frozen=True, slots=True)
 class OptimizerSettings:
@@ -59,5 +61,9 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def clip_gradients(parameters: Iterable[Tensor], max_norm: float = 1.0) -> Tensor:
-    """Scale all gradients to a joint 2-norm of at most ``max_norm``; return the norm before, a scalar."""
-    return nn.utils.clip_grad_norm_(parameters, max_norm)
+    """Scale all gradients to a joint 2-norm of at most ``max_norm``; return the norm before, a scalar.
+
+    Of sharded gradients the norm is that of all ranks' parts together.
+    """
+    norm = nn.utils.clip_grad_norm_(parameters, max_norm)
+    return norm.full_tensor() if is_sharded(norm) else norm

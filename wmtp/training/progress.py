@@ -21,6 +21,7 @@ class Progress:
         began_step: the step it goes on after.
         every: steps from one plain line to the next, and from one measurement of speed to the next.
         tokens_per_step: over all micro-batches.
+        quiet: writes nothing: another rank does.
         stream: where to write; standard output by default.
         clock: in seconds, from anywhere.
 
@@ -35,18 +36,19 @@ class Progress:
         began_step: int = 0,
         every: int = 1,
         tokens_per_step: int = 0,
+        quiet: bool = False,
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.max_steps, self.checkpoints = max_steps, ""
         self._every, self._tokens_per_step = every, tokens_per_step
-        self._stream, self._clock = stream or sys.stdout, clock
+        self._stream, self._clock, self._quiet = stream or sys.stdout, clock, quiet
         self._measured = (began_step, clock())
         self._speed: dict[str, Metric] = {}
         self._bar: Bar | None = None
 
     def __enter__(self) -> Self:
-        if self._stream.isatty():
+        if self._stream.isatty() and not self._quiet:
             from wmtp.training.bar import Bar
 
             bar = Bar(self.max_steps, self._measured[0], self._stream)
@@ -79,7 +81,7 @@ class Progress:
         """Write a line as it is, above the bar."""
         if self._bar:
             self._bar.note(line)
-        else:
+        elif not self._quiet:
             print(line, file=self._stream, flush=True)
 
     @contextmanager

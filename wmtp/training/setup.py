@@ -13,14 +13,16 @@ from wmtp.checkpoint.state import Stateful
 from wmtp.data.dataset import Batches, split
 from wmtp.data.packed import PackedTokens
 from wmtp.model.mtp import MTPModel
+from wmtp.ranks import Ranks
 from wmtp.settings import Resolved
 from wmtp.settings.validation import require_best
 from wmtp.training.algorithm import Basis, build_algorithm
+from wmtp.training.distributed import device_of, rank_0_first, shard
 from wmtp.training.early_stopping import EarlyStopping
-from wmtp.training.ema import Ema
+from wmtp.training.ema import Ema, place_for_averages
 from wmtp.training.guard import Guard
 from wmtp.training.models import build_model
-from wmtp.training.objective import Objective
+from wmtp.training.objective import Objective, Split
 from wmtp.training.optimizer import OptimizerSettings, build_optimizer
 from wmtp.training.sources import open_data, open_tokenizer, require_one_vocabulary
 from wmtp.training.trackers import check_trackers
@@ -34,12 +36,14 @@ class Setup:
     Attributes:
         optimizers: ``main`` trains the model; others what the algorithm trains beside it.
         extra: by name, what else has a state: ``ema``, ``guard`` and ``early_stopping`` are among it.
+        ranks: who trains the model together; what follows is over all of them.
         batch_size: samples a step, over all micro-batches.
         fingerprints: of what must not change between a checkpoint and its resumption.
         about: the same in words, to name the fields that differ.
         reads: fingerprints of the models the algorithm reads, by the key that names them.
     """
 
+    ranks: Ranks
     model: MTPModel
     objective: Objective
     optimizers: dict[str, torch.optim.Optimizer]
@@ -60,20 +64,29 @@ class Setup:
     reads: Mapping[str, str]
 
 
-def build(settings: Resolved) -> Setup:
+def build(settings: Resolved, ranks: Ranks | None = None) -> Setup:
     """Open the data, build the model, its optimizer and the algorithm.
+
+    Args:
+        ranks: among which the model is sharded; all of them call this.
 
     Raises:
         SettingsError: something is missing, unknown, or does not fit together.
     """
-    recipe, config = settings.recipe, settings.config
-    check_trackers(settings)
-    require_best(settings)
-    device = _device(config.devices.device)
-    tokenizer = open_tokenizer(settings)
-    require_one_vocabulary(settings, tokenizer)
-    model = build_model(settings, vocab_size=tokenizer.vocab_size, device=device)
-    packed = PackedTokens.open(open_data(settings), tokenizer, Path(settings.cache))
+    recipe, config, ranks = settings.recipe, settings.config, ranks or Ranks()
+    device = device_of(config.devices.device, ranks.local_rank if ranks.world_size > 1 else None)
+    with rank_0_first(ranks):
+        check_trackers(settings)
+        require_best(settings)
+        _require_samples(recipe.data.batch_size, ranks.world_size)
+        tokenizer = open_tokenizer(settings)
+        require_one_vocabulary(settings, tokenizer)
+        model = build_model(settings, vocab_size=tokenizer.vocab_size, device=device)
+        packed = PackedTokens.open(open_data(settings), tokenizer, Path(settings.cache))
+    averages = None if recipe.optim.ema_decay is None else place_for_averages(model)
+    shard(model, ranks)
+    if averages is not None:
+        shard(averages, ranks)
     train, held_out = split(
         packed,
         sequence_length=recipe.data.sequence_length,
@@ -92,24 +105,29 @@ def build(settings: Resolved) -> Setup:
             weight_decay=recipe.optim.weight_decay,
         ),
     )
-    ema = Ema(model, recipe.optim.ema_decay)
+    ema = Ema(model, averages, recipe.optim.ema_decay)
     guard, early_stopping = Guard(recipe.optim.max_bad_steps), EarlyStopping(recipe.train.early_stopping)
     validation = Validation(
         recipe.train.validation,
-        {"": model} if ema.model is None else {"": model, EMA: ema.model},
+        {"": model} if averages is None else {"": model, EMA: averages},
         held_out,
         batch_size=recipe.data.batch_size,
         bytes_per_token=packed.bytes_per_token,
         device=device,
         autocast_dtype=autocast_dtype,
+        ranks=ranks,
     )
     validation.require_text()
-    algorithm = build_algorithm(Basis(settings, model, train, max_steps, device, autocast_dtype))
+    split_of_a_step = Split(ranks, batch_size)
+    algorithm = build_algorithm(
+        Basis(settings, model, train, max_steps, device, autocast_dtype, split_of_a_step)
+    )
     for block in model.blocks():
         block.recompute = config.devices.activation_checkpointing
         if config.devices.compile:
             block.compile()
     return Setup(
+        ranks=ranks,
         model=model,
         objective=algorithm.objective,
         optimizers={"main": optimizer, **algorithm.optimizers},
@@ -139,12 +157,14 @@ def build(settings: Resolved) -> Setup:
     )
 
 
-def _device(name: str) -> torch.device:
-    if name == "cuda" and not torch.cuda.is_available():
-        raise SettingsError("there is no CUDA device", subject="devices.device", hint="use auto or cpu")
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+def _require_samples(batch_size: int, world_size: int) -> None:
+    """Every rank has a sample of every micro-batch: all run the same passes."""
+    if batch_size < world_size:
+        raise SettingsError(
+            f"{batch_size} sequences a forward pass are too few for {world_size} ranks",
+            subject="data.batch_size",
+            hint=f"raise it to {world_size} at least, and lower data.gradient_accumulation, or start fewer",
+        )
 
 
 def _autocast_dtype(name: str, device: torch.device) -> torch.dtype | None:

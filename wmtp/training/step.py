@@ -19,6 +19,7 @@ from torch import Tensor
 from wmtp.data.dataset import NO_TARGET, Batch
 from wmtp.model.mtp import MTPModel
 from wmtp.objectives.baseline import cross_entropy, weighted_loss
+from wmtp.ranks import Ranks
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +109,13 @@ def evaluate(
     *,
     bytes_per_token: float = 1.0,
     autocast_dtype: torch.dtype | None = None,
+    ranks: Ranks | None = None,
 ) -> Evaluation:
-    """Measure the model on ``batches``, without dropout; random state and mode stay as they were."""
+    """Measure the model on ``batches``, without dropout; random state and mode stay as they were.
+
+    Args:
+        ranks: where there are several, each has its part of every batch; the result is over all parts.
+    """
     sums = torch.zeros(3, model.config.heads, dtype=torch.float64)
     with evaluating(model):
         for batch in batches:
@@ -117,6 +123,7 @@ def evaluate(
                 hidden = model.trunk(batch.ids)
                 each = [_measure(model.head(k, hidden), batch.labels[..., k]) for k in range(len(sums[0]))]
             sums += torch.stack(each, dim=1).cpu()
+    sums = sums if ranks is None else ranks.sum(sums)
     nats, hits, targets = sums[0], sums[1], sums[2].clamp(min=1)
     cross_entropies = tuple((nats / targets).tolist())
     return Evaluation(

@@ -58,7 +58,7 @@ def next_commands(
     again: str, position: Position, began_step: int, directory: Path, setup: Setup
 ) -> Iterator[str]:
     """The commands that go on from here."""
-    program = again.split(" train ")[0]
+    program = again.split(" train ")[0].split(" -m ")[-1]  # torchrun starts trainers, no other command
     steps = f" --max-steps {2 * position.step}" if position.step >= setup.max_steps else ""
     if setup.early_stopping.reason is not None:
         steps += f" --set {PATIENCE}={2 * setup.early_stopping.best.waited}"

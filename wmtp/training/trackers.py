@@ -13,7 +13,7 @@ from wmtp.settings import Resolved
 from wmtp.training.background import Background
 from wmtp.training.mlflow_run import MlflowRun, TrackedRun, about_run
 from wmtp.training.tensorboard import TensorBoard
-from wmtp.training.tracking import Entry, Metric, MetricsLog, Outcome
+from wmtp.training.tracking import Entry, Metric, MetricsLog, Outcome, Tracker
 
 OPENING_S = 10.0
 """How long the first step waits for MLflow to know the run, so that the first checkpoint holds its id."""
@@ -34,7 +34,7 @@ class Trackers:
 
     def __init__(
         self,
-        log: MetricsLog,
+        log: Tracker,
         background: Sequence[Background] = (),
         *,
         say: Callable[[str], None],

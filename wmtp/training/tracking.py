@@ -73,6 +73,16 @@ class Refused(Exception):
     """A tracker's service does not take what it was sent, and sending it again changes nothing."""
 
 
+class Nowhere:
+    """Keeps nothing: on ranks other than the first, which measures the same and writes it down."""
+
+    def write(self, entries: Sequence[Entry]) -> None:
+        """As ``Tracker``."""
+
+    def close(self, outcome: Outcome) -> None:
+        """As ``Tracker``."""
+
+
 class MetricsLog:
     """An append-only file, one JSON object a line, each with its ``step``; a line is in the file once logged.
 

@@ -5,9 +5,11 @@ from typing import Any
 
 from uploader import layout
 from uploader.errors import WmtpError
+from uploader.record import Metrics
 from wmtp.checkpoint.checkpointer import Checkpointer
-from wmtp.data.dataset import Batch
+from wmtp.data.dataset import Batch, cut
 from wmtp.settings import Resolved
+from wmtp.training.agreement import Known, over_ranks
 from wmtp.training.checkpoint_log import CheckpointLog
 from wmtp.training.guard import not_finite
 from wmtp.training.objective import Measures, Numbers, on_host
@@ -63,6 +65,7 @@ class Trainer:
         self.checkpointer, self.trackers, self.progress = checkpointer, trackers, progress
         self._checkpoints = CheckpointLog(checkpointer, settings.location, trackers, progress)
         self._validated: tuple[int, dict[str, Metric]] = 0, {}
+        self._others_busy = False
 
     def train(self, stop: StopRequest) -> None:
         """Run the loop, and save the last step.
@@ -74,7 +77,7 @@ class Trainer:
         setup.model.train()
         while position.step < setup.max_steps and self.stopped_early is None and stop.signal is None:
             measures = setup.objective.backward(self._fetch(), position.step)
-            numbers = on_host(measures | self._clip())  # the one wait for a device: the step hangs on them
+            numbers = self._agree(measures, stop)
             self._set_learning_rate()
             self.checkpointer.fence()  # what a running snapshot still copies is about to change
             if setup.guard.admits(numbers):
@@ -86,6 +89,7 @@ class Trainer:
             self._log({**numbers, **self._validate()})
             self._refuse_bad(numbers)
             self._save()
+        self._agree_to_stop(stop)
         early = self.stopped_early is not None
         if position.step and (self.settings.save_final or early or stop.signal is not None):
             self._save(force=True)
@@ -98,10 +102,35 @@ class Trainer:
         return self.setup.early_stopping.reason
 
     def _fetch(self) -> list[Batch]:
-        """The step's micro-batches."""
-        size = self.settings.recipe.data.batch_size
-        starts = range(self.position.samples, self.position.samples + self.setup.batch_size, size)
-        return [self.setup.train.batch(start, size).to(self.setup.device) for start in starts]
+        """This rank's micro-batches of the step."""
+        setup, accumulation = self.setup, self.settings.recipe.data.gradient_accumulation
+        first, end = setup.ranks.bounds(setup.batch_size)
+        first_position = self.position.samples + first
+        return [
+            setup.train.batch(first_position + start, stop - start).to(setup.device)
+            for start, stop in cut(end - first, accumulation)
+        ]
+
+    def _agree(self, measures: Measures, stop: StopRequest) -> Numbers:
+        """The step's numbers, equal on all ranks, and with them who is busy and who was asked to stop.
+
+        Here the host waits for a device, once a step: the decisions hang on the numbers.
+        """
+        ranks = self.setup.ranks
+        if ranks.world_size == 1:
+            return on_host(measures | self._clip())
+        own = Known(self.checkpointer.busy, () if stop.noted is None else (stop.noted,))
+        numbers = on_host(over_ranks(measures, own, ranks) | self._clip())
+        known = Known.taken_from(numbers)
+        self._others_busy = known.busy
+        stop.agree((0, *known.signals))
+        return numbers
+
+    def _agree_to_stop(self, stop: StopRequest) -> None:
+        """After the last step nothing rides on a reduction: what came since the last one is said in words."""
+        ranks = self.setup.ranks
+        if ranks.world_size > 1 and stop.signal is None:
+            stop.agree(ranks.from_all(stop.noted or 0))
 
     def _clip(self) -> Measures:
         """Clip what each optimizer trains, apart from the others; the norms before."""
@@ -189,7 +218,8 @@ class Trainer:
             return
         validated, found = self._validated
         measured = as_numbers(found) if validated == step else {}
-        self.checkpointer.save(step, metrics={"loss": self.position.loss, **measured}, force=force)
+        metrics: Metrics = {"loss": self.position.loss, **measured}
+        self.checkpointer.save(step, metrics=metrics, force=force, busy=self._others_busy)
         self.tell()
 
     def _log(self, metrics: dict[str, Metric]) -> None:

@@ -1,13 +1,14 @@
 """What the model is worth on held-out text, measured while it trains, which changes nothing of that."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from uploader.errors import SettingsError
 from wmtp.data.dataset import NO_TARGET, Batch, Batches
 from wmtp.model.mtp import MTPModel
+from wmtp.ranks import Ranks
 from wmtp.settings.recipe import Validation as Section
 from wmtp.training.step import evaluate
 from wmtp.training.tracking import Metric
@@ -22,7 +23,7 @@ class Validation:
 
     Args:
         models: by what their metrics' names begin with: nothing, or ``ema_``.
-        batch_size: windows a forward pass.
+        batch_size: windows a forward pass, over all ranks.
     """
 
     section: Section
@@ -32,6 +33,7 @@ class Validation:
     bytes_per_token: float
     device: torch.device
     autocast_dtype: torch.dtype | None
+    ranks: Ranks = field(default_factory=Ranks)
 
     def require_text(self) -> None:
         """Before the first step: is there anything to measure?
@@ -51,16 +53,20 @@ class Validation:
         return self.section.every is not None and step % self.section.every == 0
 
     def measure(self) -> dict[str, Metric]:
-        """Loss and accuracy of each head and bits a byte of each model; nothing where nothing is held out."""
+        """Loss and accuracy of each head and bits a byte of each model; nothing where nothing is held out.
+
+        Each rank measures its part; what they found is the same on all.
+        """
         if not len(self.held_out):
             return {}
         metrics: dict[str, Metric] = {}
         for prefix, model in self.models.items():
             found = evaluate(
                 model,
-                self._batches(),
+                (own_part(batch, self.ranks) for batch in self._batches()),
                 bytes_per_token=self.bytes_per_token,
                 autocast_dtype=self.autocast_dtype,
+                ranks=self.ranks,
             )
             metrics[f"{prefix}held_out"] = list(found.cross_entropies)
             metrics[f"{prefix}held_out_accuracy"] = list(found.accuracies)
@@ -70,6 +76,12 @@ class Validation:
     def _batches(self) -> Iterator[Batch]:
         for batch in self.held_out.in_order(self.batch_size, max_samples=self.section.samples):
             yield batch.to(self.device)
+
+
+def own_part(batch: Batch, ranks: Ranks) -> Batch:
+    """This rank's part of a batch. Where it has none, a sample with no target: all run the same passes."""
+    start, end = ranks.bounds(len(batch))
+    return batch[start:end] if start < end else batch.blank()
 
 
 def _has_targets(batch: Batch) -> bool:

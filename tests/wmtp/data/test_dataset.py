@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from uploader.errors import SettingsError
-from wmtp.data.dataset import NO_TARGET, Batches, split
+from wmtp.data.dataset import NO_TARGET, Batches, cut, split
 from wmtp.data.packed import PackedRecord, PackedTokens
 
 HEADS = 3
@@ -24,8 +24,8 @@ def splits(count: int = 103, length: int = 5, seed: int = 1) -> tuple[Batches, B
     return split(packed_tokens(count), sequence_length=length, heads=HEADS, seed=seed, held_out_fraction=0.2)
 
 
-def ids_of(batches: Batches, position: int, size: int, **part: int) -> list[list[int]]:
-    return batches.batch(position, size, **part).ids.tolist()
+def ids_of(batches: Batches, position: int, size: int) -> list[list[int]]:
+    return batches.batch(position, size).ids.tolist()
 
 
 def test_head_k_predicts_the_token_k_plus_one_ahead() -> None:
@@ -95,12 +95,32 @@ def test_samples_depend_on_the_position_alone(position: int, sizes: list[int]) -
     assert pieces == whole
 
 
-@given(position=st.integers(0, 50), size=st.integers(1, 12), world_size=st.integers(1, 5))
-def test_the_parts_of_all_ranks_are_the_global_batch(position: int, size: int, world_size: int) -> None:
-    train = splits()[0]
-    parts = [ids_of(train, position, size, rank=rank, world_size=world_size) for rank in range(world_size)]
-    assert [ids for part in parts for ids in part] == ids_of(train, position, size)
-    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+@given(samples=st.integers(0, 60), parts=st.integers(1, 9))
+def test_parts_are_the_whole_in_order_and_equal_but_for_one(samples: int, parts: int) -> None:
+    bounds = cut(samples, parts)
+    assert [one for start, end in bounds for one in range(start, end)] == list(range(samples))
+    sizes = [end - start for start, end in bounds]
+    assert len(sizes) == parts and max(sizes) - min(sizes) <= 1
+    if samples % parts == 0:
+        assert len(set(sizes)) == 1
+
+
+@given(batch_size=st.integers(1, 9), accumulation=st.integers(1, 5), world_size=st.integers(1, 9))
+def test_every_rank_has_a_sample_of_every_micro_batch_if_there_are_as_many_as_ranks(
+    batch_size: int, accumulation: int, world_size: int
+) -> None:
+    shares = [end - start for start, end in cut(batch_size * accumulation, world_size)]
+    is_empty = [start == end for share in shares for start, end in cut(share, accumulation)]
+    assert any(is_empty) == (batch_size < world_size)
+
+
+def test_a_part_of_a_batch_and_one_without_anything_to_predict() -> None:
+    batch = splits()[0].batch(0, 4)
+    part, blank = batch[1:3], batch.blank()
+    assert len(part) == 2 and torch.equal(part.text, batch.text[1:3])
+    assert torch.equal(part.labels, batch.labels[1:3]) and torch.equal(part.windows, batch.windows[1:3])
+    assert len(blank) == 1 and torch.equal(blank.ids, batch.ids[:1])
+    assert (blank.labels == NO_TARGET).all() and (batch.labels[0] != NO_TARGET).any()
 
 
 def test_evaluation_may_take_windows_spread_over_the_split() -> None:

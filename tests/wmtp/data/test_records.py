@@ -20,6 +20,7 @@ from wmtp.data.document import Document
 from wmtp.data.packed import PackedRecord, PackedTokens, fingerprint_of
 from wmtp.data.records import Records
 from wmtp.data.tokenizer import ByteTokenizer
+from wmtp.ranks import Ranks
 
 
 def lines(path: Path, *records: Any) -> Path:
@@ -226,7 +227,8 @@ def test_a_run_goes_on_at_any_other_world_size(sizes: list[tuple[int, int]]) -> 
     batches = Batches(PackedTokens(np.arange(103, dtype=np.uint16), record), 0, 103, 5, 2, 1)
     position, seen = 0, []
     for size, world_size in sizes:
-        parts = [batches.batch(position, size, rank=r, world_size=world_size) for r in range(world_size)]
+        bounds = [Ranks(rank, world_size).bounds(size) for rank in range(world_size)]
+        parts = [batches.batch(position + start, end - start) for start, end in bounds]
         seen.append(torch.cat([part.ids for part in parts]))
         position += size
     assert torch.equal(torch.cat(seen), batches.batch(0, position).ids)

@@ -16,7 +16,7 @@ from wmtp.model.hf_io import load_llama, save_llama
 from wmtp.model.llama import ModelConfig
 from wmtp.model.mtp import MTPModel
 from wmtp.model.value import ValueHead
-from wmtp.training.ema import Ema
+from wmtp.training.ema import Ema, place_for_averages
 
 TINY = ModelConfig(
     vocab_size=16, hidden_size=16, intermediate_size=24, attention_heads=2, kv_heads=1, tie_embeddings=True
@@ -28,6 +28,10 @@ def weights(model: MTPModel) -> dict[str, Tensor]:
     return {name: weight.detach().clone() for name, weight in model.named_parameters()}
 
 
+def averaging(model: MTPModel, decay: float) -> Ema:
+    return Ema(model, place_for_averages(model), decay)
+
+
 @torch.no_grad()
 def change(model: MTPModel, seed: int) -> None:
     draw = torch.Generator().manual_seed(seed)
@@ -37,7 +41,7 @@ def change(model: MTPModel, seed: int) -> None:
 
 def test_each_step_leaves_decay_of_the_average_and_takes_the_rest_from_the_weights() -> None:
     model = MTPModel.from_settings(TINY, seed=0)
-    ema = Ema(model, 0.75)
+    ema = averaging(model, 0.75)
     model.value_head = ValueHead.from_settings(16, seed=0)  # comes later, and is no part of it
     expected = weights(model)
     assert ema.model is not None
@@ -56,7 +60,8 @@ def test_each_step_leaves_decay_of_the_average_and_takes_the_rest_from_the_weigh
 
 def test_averages_are_loaded_as_they_were_saved_or_begin_as_the_weights() -> None:
     model = MTPModel.from_settings(TINY, seed=0)
-    ema, other, anew, off = Ema(model, 0.5), Ema(model, 0.5), Ema(model, 0.5), Ema(model, None)
+    ema, other, anew = (averaging(model, 0.5) for _ in range(3))
+    off = Ema(model, None, None)
     change(model, 1)
     ema.update()
     state = {"weights": {name: one.clone() for name, one in ema.state_dict()["weights"].items()}}
@@ -73,7 +78,7 @@ def test_averages_are_loaded_as_they_were_saved_or_begin_as_the_weights() -> Non
 
 
 def test_each_save_finds_the_same_tensors_so_that_nothing_is_laid_out_anew() -> None:
-    ema = Ema(MTPModel.from_settings(TINY, seed=0), 0.5)
+    ema = averaging(MTPModel.from_settings(TINY, seed=0), 0.5)
     first: dict[str, Tensor] = {}
     second: dict[str, Tensor] = {}
     flatten(ema.state_dict(), "extra.ema", first)

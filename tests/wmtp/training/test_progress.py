@@ -94,3 +94,12 @@ def test_plain_progress_imports_neither_torch_nor_rich() -> None:
         "sys.exit(bool({'torch', 'rich', 'numpy'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+
+
+def test_a_quiet_one_writes_nothing_whoever_watches() -> None:
+    terminal = Terminal()
+    with Progress(2, stream=terminal, quiet=True) as progress:
+        progress.step(2, {"loss": 1.0})
+        progress.line(2, {"loss": 1.0})
+        progress.note("a line")
+    assert terminal.getvalue() == ""
