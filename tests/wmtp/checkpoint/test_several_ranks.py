@@ -130,6 +130,15 @@ def test_each_element_is_saved_once_and_empty_shards_not_at_all(half: Path) -> N
     assert tensors["count"].item() == 8  # four steps, each with a forward pass in training and one after it
 
 
+def test_a_model_that_every_rank_has_whole_is_saved_once(place: Path) -> None:
+    directory = place / "plain/run"
+    both = run(directory, 2, "none", 4, "plain")
+    files = {one.path for one in read_step(directory / "step_4").record.files}
+    assert not [path for path in files if path.startswith(("model-rank00001", "optim-rank00001"))]
+    [alone] = run(directory, 1, "latest", 6, "plain")
+    assert alone["loaded"] == both[0]["state"] == both[1]["state"]
+
+
 @pytest.mark.parametrize(("rank", "step"), [(0, 2), (1, 4)])
 def test_a_rank_whose_disk_is_full_fails_the_step_for_all_and_names_itself(
     place: Path, rank: int, step: int
