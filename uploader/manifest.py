@@ -170,6 +170,21 @@ def committed(manifest: Manifest, entry: Entry, claim: Claim) -> Manifest:
     return adopted(manifest._with([], entries.values(), manifest.deleting.values()), claim)
 
 
+def completed(manifest: Manifest, entries: Iterable[Entry], claim: Claim) -> Manifest:
+    """Add what a claim's owner committed and did not live to list: steps that were found a while ago.
+
+    Only those that are newer than ``latest`` now: neither retention nor a sweep takes such a step, so it is
+    still there. An older one may have been listed, and pruned, since it was found. Where another owner has
+    the run, that one has looked for itself.
+    """
+    latest = -1 if manifest.latest is None else manifest.latest
+    if manifest.generation == claim.generation:
+        for entry in entries:
+            if entry.step > latest:
+                manifest = committed(manifest, entry, claim)
+    return manifest
+
+
 def deleting(manifest: Manifest, names: Iterable[str], claim: Claim) -> Manifest:
     """Move entries (by ``step_N@gG``) to ``deleting``: from then on nobody begins to read them.
 

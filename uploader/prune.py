@@ -170,20 +170,25 @@ async def sweep(
     """Delete what nothing names: files and unfinished uploads of steps that never will be committed.
 
     Those are steps of former generations, and steps older than the oldest live one, that are neither in the
-    manifest nor waiting on this disk. What a newer generation writes is not looked at. An upload that
-    nobody has gone on with for ``stale_upload_s`` goes, too, and so does what a probe left that died.
+    manifest nor waiting on this disk. What leads to now and is newer than ``latest`` stays: a start elsewhere
+    may be going on from it (``manifest.completed``). What a newer generation writes is not looked at. An
+    upload that nobody has gone on with for ``stale_upload_s`` goes, too, and so does what a probe left that
+    died.
 
     Returns:
         How many objects and uploads went.
     """
     known = index.names() | {local.name for local in pending}
     oldest = min((entry.step for entry in index.live.values()), default=0)
+    latest = -1 if index.latest is None else index.latest
 
     def is_debris(key: str) -> bool:
         step, generation = layout.parse_step_key(key) or (0, claim.generation + 1)
         if generation > claim.generation or layout.step_at(step, generation) in known:
             return False
-        return generation < claim.generation or step < oldest or not claim.is_live(step, generation)
+        if claim.is_live(step, generation):
+            return step < oldest or (step <= latest and generation < claim.generation)
+        return True
 
     debris = [info.key async for info in store.list("step_") if is_debris(info.key)]
     records = [key for key in debris if layout.parse_commit_record_key(key) is not None]

@@ -47,6 +47,7 @@ class Judge:
         self.local: dict[str, set[Key]] = {}
         self.acknowledged: set[Key] = set()
         self._gone: set[str] = set()
+        self._deleted: set[str] = set()
         self.pruned: set[Key] = set()
         self._records: dict[str, list[tuple[str, int, str]]] = {}
         store.changed, store.kept, store.came_late = self._changed, self._kept, self._came_late
@@ -68,6 +69,8 @@ class Judge:
     def _changed(self, name: str, key: str) -> None:
         if name == "put" and key == "manifest.json":
             self._index_changed()
+        if name == "delete":
+            self._deleted.add(key)
         if name == "delete" or key.endswith("/checkpoint.json"):
             self._records_are_whole()
             self._index_is_whole()
@@ -147,7 +150,9 @@ class Judge:
         back = sorted(self.pruned & new.live.keys())
         self.require(not back, f"{back} are back, under keys of which a deletion may be on its way")
         for key in old.deleting.keys() - new.deleting.keys():
-            self.require(not self._store.peek(old.deleting[key]), f"the deleted step {key} has its record")
+            record = old.deleting[key]  # a request that created it may come after the one that deleted it
+            went = record in self._deleted or not self._store.peek(record)
+            self.require(went, f"the deleted step {key} has its record")
             self.require(key not in new.live, f"step {key} was being deleted, and is live")
 
     # --- disks -----------------------------------------------------------------------------------------
@@ -180,8 +185,12 @@ class Judge:
         self.require(not leads or replaced, f"the only copy of step {key} is deleted on {machine}")
 
     def acknowledges(self, machine: str, run: Path, events: Path) -> None:
-        """An event file goes: each save it announces is durable, left behind, or superfluous."""
-        history, here = self.histories.get(_generation(run), []), self.whole(machine, run)
+        """An event file goes: each save it announces is durable, left behind, or superfluous.
+
+        For the generation that the uploader serves: of a start that has just written ``run.json`` it hears
+        in its next round, which looks at the disk, whatever was announced.
+        """
+        history, here = self.histories.get(_served(run), []), self.whole(machine, run)
         wanted = self._keeping.keep(key for key in {*self.index.live, *here} if key in history)
         for event in _events(events):
             key = (event["step"], event["generation"])
@@ -222,8 +231,8 @@ class Judge:
         return max((key for key in self.histories.get(owner, []) if key in there), default=None)
 
     def drained(self, machine: str, run: Path) -> None:
-        """An uploader ended without an error: nothing here waits."""
-        generation = _generation(run)
+        """An uploader ended without an error: nothing here waits, as far as it has heard of starts."""
+        generation = _served(run)
         if generation < self.index.generation:
             return
         history = set(self.histories.get(generation, []))
@@ -256,6 +265,12 @@ def _generation(run: Path) -> int:
         generation: int = json.loads((run / "run.json").read_bytes())["generation"]
     except FileNotFoundError:
         return 0
+    return generation
+
+
+def _served(run: Path) -> int:
+    """The generation that the uploader of a directory serves, as its status says."""
+    generation: int = json.loads((run / ".uploader/status.json").read_bytes())["generation"]
     return generation
 
 

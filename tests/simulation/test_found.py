@@ -1,13 +1,26 @@
 """What the simulation found in the code, each as a test of its own, without the simulation."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from steps import FIRST, claim, keys, make_service, make_step, no_wait, node_record, run_file, taken
+from steps import (
+    FIRST,
+    assert_whole,
+    claim,
+    keys,
+    make_service,
+    make_step,
+    no_wait,
+    node_record,
+    run_file,
+    taken,
+)
 
 from uploader import files, manifest, prune
+from uploader.errors import StoreDenied
 from uploader.journal import Journal
-from uploader.layout import RunDirectory, RunKeys
+from uploader.layout import MANIFEST_KEY, RunDirectory, RunKeys
 from uploader.lease import Lease
 from uploader.manifest import Entry, Manifest
 from uploader.manifest_file import ManifestFile
@@ -15,7 +28,7 @@ from uploader.record import CommitRecord, NodeRecord
 from uploader.retention import Retention
 from uploader.retry import RetryPolicy
 from uploader.run import RunFile
-from uploader.store.memory import MemoryStore
+from uploader.store.memory import Fault, MemoryStore, Operation
 from uploader.store.retrying import RetryingStore
 from uploader.watch import LocalSteps
 from wmtp.checkpoint.resume import Started, Takeover
@@ -35,14 +48,22 @@ def directory(tmp_path: Path) -> RunDirectory:
     return RunDirectory(path)
 
 
+def die() -> None:
+    raise Died
+
+
 async def start(
-    directory: RunDirectory, store: MemoryStore, what: str | None, *, fresh: bool = False, dies: bool = False
+    directory: RunDirectory,
+    store: MemoryStore,
+    what: str | None,
+    *,
+    fresh: bool = False,
+    meanwhile: Callable[[], object] = lambda: None,
 ) -> Started:
-    """A start of a trainer; it may die while it loads."""
+    """A start of a trainer; something may happen while it loads."""
 
     def load(_: Path, __: NodeRecord) -> None:
-        if dies:
-            raise Died
+        meanwhile()
 
     retrying = RetryingStore(store, RetryPolicy(sleep=no_wait))
     run = run_file(claim((1, None))).model_copy(update={"generation": 0})
@@ -69,7 +90,7 @@ async def test_going_back_leaves_the_only_copy_of_a_namesake_alone(directory: Ru
     files.remove_tree(directory.step(20))
     make_step(directory, 20, 2)
     with pytest.raises(Died):
-        await start(directory, store, "step_20@g1", dies=True)
+        await start(directory, store, "step_20@g1", meanwhile=die)
     [local], _ = LocalSteps(directory).scan()
     assert local.generation == 2
     assert (await start(directory, store, "step_20@g1")).step == 20
@@ -117,7 +138,7 @@ async def test_a_fetched_copy_is_not_sent_again_when_its_owner_has_pruned_it(tmp
     make_step(owner, 20, 1)
     await upload(owner, store)
     with pytest.raises(Died):
-        await start(other, store, "latest", dies=True)
+        await start(other, store, "latest", meanwhile=die)
     make_step(owner, 30, 1)
     await upload(owner, store, Retention(keep_last=1))
     assert "step_20/g1/checkpoint.json" not in await keys(store)
@@ -127,6 +148,74 @@ async def test_a_fetched_copy_is_not_sent_again_when_its_owner_has_pruned_it(tmp
     store._objects.clear()  # of a store that has lost everything, no key is used
     await upload(other, store)
     assert "step_20/g1/checkpoint.json" in await keys(store)
+
+
+async def two_machines(tmp_path: Path, store: MemoryStore) -> tuple[RunDirectory, RunDirectory]:
+    """An owner's, with a run that has begun, and another one."""
+    owner, other = (RunDirectory(tmp_path / machine / "run") for machine in "ab")
+    for one in (owner, other):
+        one.path.mkdir(parents=True)
+    await start(owner, store, None)
+    return owner, other
+
+
+async def test_what_was_pruned_since_it_was_found_is_not_listed_again(tmp_path: Path) -> None:
+    """Seeds 16717 and 20509: found by a start elsewhere when no manifest knew it, then listed and pruned."""
+    store = MemoryStore()
+    owner, other = await two_machines(tmp_path, store)
+    unaware = store._objects[MANIFEST_KEY]
+    make_step(owner, 10)
+    await upload(owner, store)
+    both = dict(store._objects)
+    make_step(owner, 30)
+    await upload(owner, store, Retention(keep_last=1))
+    pruned = dict(store._objects)
+    store._objects = {**both, **pruned, MANIFEST_KEY: unaware}
+
+    def owner_goes_on() -> None:
+        for key in both.keys() - pruned.keys():
+            del store._objects[key]
+        store._objects[MANIFEST_KEY] = pruned[MANIFEST_KEY]
+
+    assert (await start(other, store, "latest", meanwhile=owner_goes_on)).step == 30
+    index = await assert_whole(store)
+    assert index is not None
+    assert index.names() == {"step_30@g1"}
+
+
+async def test_what_nobody_lived_to_list_outlives_a_start_from_scratch(tmp_path: Path) -> None:
+    """Seeds 18844, 24563 and 31834: the uploader knew the start before the manifest knew the step."""
+    store = MemoryStore()
+    owner, other = await two_machines(tmp_path, store)
+    unaware = store._objects[MANIFEST_KEY]
+    make_step(owner, 40)
+    await upload(owner, store)
+    store._objects[MANIFEST_KEY] = unaware
+
+    def dies_as_it_adopts(operation: Operation) -> Fault | None:
+        adopts = operation == Operation("put", MANIFEST_KEY) and other.run_file.exists()
+        return Fault(StoreDenied("the process died")) if adopts else None
+
+    store.faults = dies_as_it_adopts
+    with pytest.raises(StoreDenied):
+        await start(other, store, None, fresh=True)
+    store.faults = None
+    await upload(other, store)
+    index = await assert_whole(store)
+    assert index is not None
+    assert {*index.superseded} == {"step_40@g1"}
+
+
+async def test_what_a_start_elsewhere_may_go_on_from_is_not_swept(directory: RunDirectory) -> None:
+    """Seed 16717: the owner took for debris what its predecessor had committed and nobody had listed."""
+    store = MemoryStore()
+    index = manifest.committed(Manifest(run="run"), Entry.of(commit_record(20), RunKeys()), FIRST)
+    second = claim((1, None), (2, 50))
+    index = manifest.adopted(index, second)
+    for step in (10, 20, 40, 60):
+        store._keep(f"step_{step}/g1/checkpoint.json", b"")
+    await prune.sweep(store, index, second, [], Journal(directory), 60.0)
+    assert await keys(store) == ["step_20/g1/checkpoint.json", "step_40/g1/checkpoint.json"]
 
 
 def commit_record(step: int) -> CommitRecord:

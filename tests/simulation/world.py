@@ -28,6 +28,7 @@ from uploader.service import Clocks
 from uploader.settings import UploadSettings
 from uploader.store.retrying import RetryingStore
 from wmtp.checkpoint import writer
+from wmtp.checkpoint.candidates import Found
 from wmtp.checkpoint.disk import Answer, FileSource, Operations, SideBySide
 from wmtp.checkpoint.disk import Disk as RealDisk
 from wmtp.checkpoint.resume import Started, Takeover
@@ -65,6 +66,29 @@ class Machine:
     def living(self, kind: str) -> list[Process]:
         """The processes of a kind that are there: the dying ones still hold their locks."""
         return [one for one in self.processes if one.name.startswith(kind) and not one.ended.is_set()]
+
+
+class Watched(Takeover):
+    """A start that is asked about what it saw, not about what another start has made of the run since.
+
+    Attributes:
+        resumable: what there was to resume from when it looked last; None, too, if the run got another owner
+            at that moment.
+        owner: the generation that had the run then.
+    """
+
+    judge: Judge
+    machine: Machine
+    resumable: Key | None = None
+    owner: int = 0
+
+    async def look(self) -> Found:
+        path = self.machine.directory.path
+        self.owner = self.judge.index.generation
+        before = self.judge.resumable(self.machine.name, path)
+        found = await super().look()
+        self.resumable = before if self.judge.index.generation == self.owner else None
+        return found
 
 
 @dataclass(frozen=True)
@@ -275,7 +299,6 @@ class World:
     async def _take_over(self, machine: Machine, how: Start, process: Process) -> Started:
         """The real start, and whether it found what there was to find."""
         path = machine.directory.path
-        before, owner = self.judge.resumable(machine.name, path), self.judge.index.generation
 
         def load(step: Path, record: NodeRecord) -> None:
             key = (record.step, record.generation)
@@ -287,15 +310,17 @@ class World:
 
         store = RetryingStore(Link(self.network, process), self._policy(deadline_s=120.0))
         patience = Lease(LEASE_S, how.take_over)
-        takeover = Takeover(machine.directory, self.run, store, load, lambda _: None, lease=patience)
+        takeover = Watched(machine.directory, self.run, store, load, lambda _: None, lease=patience)
+        takeover.judge, takeover.machine = self.judge, machine
         what = Resume.parse(how.what, path) if how.what else None
         try:
             started = await takeover.start(what, fresh=how.fresh)
         except (NothingToResume, StartRefused, CorruptError) as error:
-            if not process.dead and self.judge.index.generation == owner:  # else somebody else was quicker
-                self._judge_refusal(error, how, before)
+            if not process.dead and self.judge.index.generation == takeover.owner:  # nobody was quicker
+                self._judge_refusal(error, how, takeover.resumable)
             raise
         self.note(process.name, f"goes on after step {started.step} as generation {started.run.generation}")
+        before = takeover.resumable
         if how.what in ("auto", "latest") and before is not None:
             back = started.step < before[0]
             self.judge.require(not back, f"{process.name} went back to {started.step}, there was {before}")

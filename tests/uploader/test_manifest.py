@@ -71,6 +71,17 @@ def test_a_step_is_found_by_each_of_its_names() -> None:
     assert Manifest(run="run").find("latest") is None
 
 
+def test_what_an_owner_did_not_live_to_list_is_added_where_it_is_newer_than_latest() -> None:
+    found = [entry(2), entry(4), entry(6)]
+    index = listing(1, 3)
+    assert manifest.completed(index, found, FIRST) == listing(1, 3, 4, 6)
+    assert manifest.completed(listing(1, 5), found, FIRST) == listing(1, 5, 6)
+    assert manifest.completed(Manifest(run="run", generation=1), found, FIRST).latest == 6
+    assert manifest.completed(listing(1, 7), found, FIRST) == listing(1, 7)
+    followed = manifest.adopted(index, SECOND)
+    assert manifest.completed(followed, found, FIRST) == followed
+
+
 def test_a_rewind_supersedes_and_a_rewind_of_it_brings_back() -> None:
     index = manifest.adopted(listing(1, 2, 3), SECOND)
     index = manifest.committed(index, entry(3, 2), SECOND)
