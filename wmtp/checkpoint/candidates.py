@@ -75,7 +75,8 @@ def decide(found: Found, resume: Resume | None, *, fresh: bool) -> list[Candidat
 
     Raises:
         StartRefused: starting from scratch would leave checkpoints behind that nobody asked to leave.
-        NothingToResume: there is no such step; the message lists those there are.
+        NothingToResume: there is no such step; the message lists those there are. Or the run went on from a
+            step, and neither that one nor a later one is here: that proves no absence.
         CorruptError: nothing is live, but a step on this disk can't be read: that proves no absence.
     """
     live = found.live()
@@ -101,7 +102,26 @@ def decide(found: Found, resume: Resume | None, *, fresh: bool) -> list[Candidat
             subject=found.uri,
             hint="start without --resume, or with --resume auto to start fresh where there is none",
         )
+    if not live:
+        _require_beginning(found)
     return live
+
+
+def _require_beginning(found: Found) -> None:
+    """That nothing is here proves no absence where the run went on from something: another disk may have it.
+
+    Raises:
+        NothingToResume: it did.
+    """
+    branches = found.claim.lineage.branches
+    if branches and branches[-1].after_step is not None:
+        there = f"name one of these ({_superseded_only(found)})" if found.superseded() else "bring its disk"
+        raise NothingToResume(
+            f"the run went on after step {branches[-1].after_step}, and neither that nor a later one is here",
+            doing="resuming",
+            subject=found.uri,
+            hint=f"start where it ran last, {there}, or start over with --fresh",
+        )
 
 
 def _superseded_only(found: Found) -> str:

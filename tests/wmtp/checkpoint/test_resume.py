@@ -152,8 +152,12 @@ def test_latest_is_the_newest_that_leads_to_now(
     owner = claim((1, None), (2, second), (3, max(second, third)))
     by_step = {step: (step, number) for step, number in sorted(local)}  # a directory holds a step once
     found = found_by(owner, local=by_step.values(), stored=stored)
-    candidates = decide(found, AUTO, fresh=False)
     leading = {key for key in {*by_step.values(), *stored} if owner.is_live(*key)}
+    if not leading:
+        with pytest.raises(NothingToResume, match="the run went on after step"):
+            decide(found, AUTO, fresh=False)
+        return
+    candidates = decide(found, AUTO, fresh=False)
     steps = [one.step for one in candidates]
     assert steps == sorted(steps, reverse=True)
     assert {(one.step, one.generation) for one in candidates} <= leading
