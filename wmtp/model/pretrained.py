@@ -1,6 +1,7 @@
 """A model on disk that training reads and never changes: a step of a run, or a Hugging Face directory."""
 
 import hashlib
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +61,23 @@ def open_pretrained(path: Path, *, field: str, device: torch.device | str = "cpu
     problem = f"there is no model in {path}" if path.is_dir() else f"there is no directory {path}"
     hint = f"did you mean {path / newest}?" if newest else "name step_N/ of a run or a Hugging Face directory"
     raise SettingsError(problem, subject=field, hint=hint)
+
+
+def vocabulary_of(directory: Path) -> str | None:
+    """The vocabulary (``Tokenizer.vocabulary``) a step's model was trained with; None where nothing tells.
+
+    Raises:
+        CorruptError: what the step says of itself can't be read.
+    """
+    path = directory / layout.state_file(0)
+    try:
+        about = json.loads(below.read_small(path))["about"]
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CorruptError(f"it is damaged: {error}", doing="reading", subject=str(path)) from error
+    found = about.get("vocabulary") if isinstance(about, dict) else None
+    return found if isinstance(found, str) else None
 
 
 def _frozen(model: MTPModel, fingerprint: str) -> Pretrained:

@@ -27,11 +27,6 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return flat.view(labels.shape)
 
 
-def count_targets(labels: Tensor) -> Tensor:
-    """How many targets each head has: labels [B, S, H] to int64 [H]."""
-    return (labels != NO_TARGET).sum(dim=(0, 1))
-
-
 def uniform_weights(valid: Tensor) -> Tensor:
     """The baseline's weights: 1 for each target. ``valid``: bool [B, S, H], where there is one."""
     return valid.float()

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import logging
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from uploader.errors import StartRefused
 from uploader.settings import StorageSettings
 from uploader.status import Status
 from wmtp.checkpoint.checkpointer import Checkpointer, Options
@@ -22,6 +21,7 @@ from wmtp.checkpoint.uploader_process import Uploading
 from wmtp.ranks import Ranks
 from wmtp.settings import Resolved
 from wmtp.store_access import reachable
+from wmtp.training.continuity import differences, refuse_differences
 from wmtp.training.distributed import PREPARING_S, as_long_as_rank_0
 from wmtp.training.mlflow_run import TrackedRun
 from wmtp.training.progress import Progress
@@ -276,31 +276,3 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
-
-
-def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """The fields that differ, each with both values."""
-    names = sorted({*was, *now})
-    return [(name, was.get(name), now.get(name)) for name in names if was.get(name) != now.get(name)]
-
-
-def refuse_differences(was: Mapping[str, Any], now: Mapping[str, Any], path: Path) -> None:
-    """A run goes on exactly, or not at all.
-
-    Raises:
-        StartRefused: model, data or seed are not those of the checkpoint; names the fields.
-    """
-    found = [
-        f"{section}.{name} is {here!r}, in the checkpoint {there!r}"
-        for section in ("model", "data")
-        for name, there, here in differences(was.get(section, {}), now[section])
-    ]
-    if was.get("seed") != now["seed"]:
-        found.append(f"seed is {now['seed']}, in the checkpoint {was.get('seed')}")
-    if found:
-        raise StartRefused(
-            "; ".join(found),
-            doing="resuming from",
-            subject=str(path),
-            hint="set them back, or start another run with --run-name",
-        )

@@ -152,6 +152,7 @@ def build(settings: Resolved, ranks: Ranks | None = None) -> Setup:
                 "tokens": packed.fingerprint,
             },
             "seed": settings.seed,
+            "vocabulary": tokenizer.vocabulary,
         },
         reads=algorithm.reads,
     )

@@ -10,6 +10,7 @@ from wmtp.data.tokenizer import TOKENIZER, TOKENIZER_CONFIG, ByteTokenizer, Toke
 from wmtp.data.tokenizer_file import FileTokenizer
 from wmtp.model.fetch import fetch
 from wmtp.model.hf_config import read_config
+from wmtp.model.pretrained import vocabulary_of
 from wmtp.model.stored_step import locate_step
 from wmtp.settings import Resolved
 from wmtp.settings.recipe import BYTES, MODELS_NEEDED
@@ -92,13 +93,16 @@ def require_one_vocabulary(settings: Resolved, tokenizer: Tokenizer) -> None:
 
 def _require_same(settings: Resolved, name: str, tokenizer: Tokenizer) -> None:
     directory, field = model_directory(settings, name), f"paths.models.{name}"
-    if not (directory / TOKENIZER).exists():
-        return
-    own = FileTokenizer(directory, field=field)
-    if own.vocabulary != tokenizer.vocabulary:
-        sizes = f"{own.vocab_size} tokens here, {tokenizer.vocab_size} there"
+    detail = ""
+    if (directory / TOKENIZER).exists():
+        own = FileTokenizer(directory, field=field)
+        vocabulary: str | None = own.vocabulary
+        detail = f" ({own.vocab_size} tokens here, {tokenizer.vocab_size} there)"
+    else:
+        vocabulary = vocabulary_of(directory)
+    if vocabulary not in (None, tokenizer.vocabulary):
         raise SettingsError(
-            f"its tokenizer is not that of the data ({sizes})",
+            f"its tokenizer is not that of the data{detail}",
             subject=field,
             hint="set data.tokenizer to the model's, or name a model made with the data's tokenizer",
         )

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from wmtp.data.dataset import NO_TARGET
-from wmtp.objectives.baseline import count_targets, cross_entropy, uniform_weights, weighted_loss
+from wmtp.objectives.baseline import cross_entropy, uniform_weights, weighted_loss
 
 
 def test_cross_entropy_by_hand() -> None:
@@ -20,11 +20,6 @@ def test_cross_entropy_by_hand() -> None:
 def test_cross_entropy_of_half_precision_logits_is_float32() -> None:
     logits = torch.randn(1, 3, 5).bfloat16()
     assert cross_entropy(logits, torch.zeros(1, 3, dtype=torch.int64)).dtype == torch.float32
-
-
-def test_targets_are_counted_head_by_head() -> None:
-    labels = torch.tensor([[[1, 2], [3, NO_TARGET]], [[4, NO_TARGET], [NO_TARGET, NO_TARGET]]])
-    assert count_targets(labels).tolist() == [3, 1]
 
 
 def test_the_loss_is_a_weighted_sum_over_what_is_asked() -> None:

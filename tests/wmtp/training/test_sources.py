@@ -13,7 +13,7 @@ import torch
 import yaml
 from tokenizers import models
 
-from uploader.errors import SettingsError, WmtpError
+from uploader.errors import CorruptError, SettingsError, WmtpError
 from uploader.location import Location
 from uploader.settings import StorageSettings
 from uploader.store import open_store
@@ -100,6 +100,21 @@ def test_a_base_model_of_bytes_needs_no_tokenizer(load: Load, tmp_path: Path) ->
         (tmp_path / "base" / name).write_bytes(data)
     ours = open_tokenizer(load("paths.models.base=./base", "data.tokenizer=bytes"))
     assert isinstance(ours, ByteTokenizer)
+
+
+def test_a_step_that_was_trained_with_another_tokenizer_is_no_reference(load: Load, tmp_path: Path) -> None:
+    state = tmp_path / "step_1/state-rank00000.json"
+    state.parent.mkdir()
+    state.write_text('{"about": {"vocabulary": "another"}}')
+    wanted = load("train.algo=rho1-wmtp", "paths.models.ref=./step_1")
+    with pytest.raises(SettingsError, match=r"paths\.models\.ref: its tokenizer is not that of the"):
+        build(wanted)
+    state.write_text(json.dumps({"about": {"vocabulary": ByteTokenizer().vocabulary}}))
+    with pytest.raises(SettingsError, match="there is no model in"):
+        build(wanted)
+    state.write_text('{"about": ')
+    with pytest.raises(CorruptError, match=r"state-rank00000\.json: it is damaged"):
+        build(wanted)
 
 
 BASE, RHO1 = "paths.models.base=./base", "train.algo=rho1-wmtp"
