@@ -68,7 +68,7 @@ class Upkeep:
         self._ages = Ages(store)
         self._again_s = math.inf
         self._refused: dict[str, tuple[WmtpError, float]] = {}
-        self._swept_generation: int | None = None
+        self._swept: tuple[int, bool] | None = None
 
     @property
     def error(self) -> WmtpError | None:
@@ -209,10 +209,12 @@ class Upkeep:
             return
         async with self._told(DEBRIS):
             await give_up_unwanted(self._store, self._journal, wanted)
-            if run.node == 0 and self._swept_generation != run.generation:
+            # Once at its start, and once what it began with is older than ``latest``, and so debris, too.
+            reached = run.generation, any(one.generation == run.generation for one in index.live.values())
+            if run.node == 0 and self._swept != reached:
                 stale_s = run.upload.stale_upload_s
                 pending = [one for one in local if one.name in wanted]
                 swept = await prune.sweep(self._store, index, run, pending, self._journal, stale_s)
-                self._swept_generation = run.generation
+                self._swept = reached
                 if swept:
                     log.info("swept %d objects that no step names", swept)

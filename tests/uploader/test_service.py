@@ -604,7 +604,22 @@ async def test_a_lost_manifest_is_made_from_the_records(directory: RunDirectory,
     assert await live(store) == ["step_1@g1"]
 
 
-async def test_debris_of_former_generations_is_swept_once(
+async def test_what_might_be_gone_on_from_is_swept_once_something_newer_is_there(
+    directory: RunDirectory, store: MemoryStore
+) -> None:
+    """Seed 13313: a late duplicate of a request for a step that was pruned; nothing was listed any more."""
+    second = claim((1, None), (2, 5))
+    await taken(store, second)
+    await store.put("step_5/g1/node-0000.json", b"late")
+    service = make_service(directory, store, run_file(second))
+    await service.round()
+    assert await keys(store, "step_5") == ["step_5/g1/node-0000.json"]
+    save(directory, 7, 2)
+    await service.round()
+    assert await keys(store, "step_5") == []
+
+
+async def test_debris_of_former_generations_is_swept_twice(
     directory: RunDirectory, store: MemoryStore
 ) -> None:
     save(directory, 5)
@@ -616,9 +631,11 @@ async def test_debris_of_former_generations_is_swept_once(
     await service.round()
     assert await keys(store, "step_6") == await uploads(store) == []
     store.operations.clear()
-    save(directory, 7, 2)
-    await service.round()
-    assert Operation("list", "step_") not in store.operations
+    for step, sweeps in ((7, 1), (8, 0)):
+        save(directory, step, 2)
+        await service.round()
+        assert [one.key for one in store.operations if one.name == "list"].count("step_") == sweeps
+        store.operations.clear()
 
 
 async def test_a_run_with_another_destination_takes_another_service(
