@@ -56,7 +56,7 @@ def test_two_ranks_train_to_a_store_and_end_when_all_is_durable(lab: Lab) -> Non
     for rank in (0, 1):
         assert any(f"model-rank{rank:05d}" in name for name in names)
         assert any(f"state-rank{rank:05d}" in name for name in names)
-    assert "torchrun --nproc-per-node 2 -m wmtp train" in first.out
+    assert "torchrun --standalone --nproc-per-node 2 -m wmtp train" in first.out
     lab.start("checkpoints", "verify", str(lab.directory), "--deep").wait().require()
     lab.start("eval", str(lab.directory), "latest").wait().require()
 

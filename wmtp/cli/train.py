@@ -98,7 +98,7 @@ def _again(
 
     program = [program_name()]
     if world_size > 1:
-        program = ["torchrun", "--nproc-per-node", str(world_size), "-m", "wmtp"]
+        program = ["torchrun", "--standalone", "--nproc-per-node", str(world_size), "-m", "wmtp"]
     words = [*program, "train", "--resume", "latest"]
     words += ["--config", str(config)] if config is not None else []
     words += ["--recipe", str(recipe)] if recipe is not None else []

@@ -1,7 +1,7 @@
 """Several ranks that train one model: how they join, how the model is sharded, and who goes first.
 
-``torchrun --nproc-per-node N -m wmtp train …`` starts them, all on one machine. Each holds its part of every
-weight (FSDP2) and computes on its part of every step's samples.
+``torchrun --standalone --nproc-per-node N -m wmtp train …`` starts them, all on one machine. Each holds its
+part of every weight (FSDP2) and computes on its part of every step's samples.
 """
 
 import logging

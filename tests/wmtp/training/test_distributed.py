@@ -87,7 +87,8 @@ def test_torchrun_starts_ranks_and_the_command_for_more_does_so_again(train: Tra
     )
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.count("parameters on 2 ranks of cpu") == 1
-    again = "torchrun --nproc-per-node 2 -m wmtp train --resume latest --recipe recipe.yaml --run-name run"
+    program = "torchrun --standalone --nproc-per-node 2 -m wmtp"
+    again = f"{program} train --resume latest --recipe recipe.yaml --run-name run"
     assert f"  {again} --max-steps 4\n  wmtp status {tmp_path}/checkpoints/run\n" in ended.stdout
     assert len(metrics_of(tmp_path / "checkpoints/run")) == 2
 
