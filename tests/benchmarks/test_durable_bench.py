@@ -96,7 +96,7 @@ def test_a_plan_runs_every_way_in_its_own_process(tmp_path: Path) -> None:
     plan = Plan(TINY_GB, rate_mb_per_s=0.0, rounds=1, saves=1, step_s=0.005, shard_size_bytes=None)
     measured = run(plan, tmp_path)
     assert measured["failed"] == {}
-    assert [window["way"] for window in measured["windows"]] == list(WAYS)
+    assert sorted(window["way"] for window in measured["windows"]) == sorted(WAYS)  # in a drawn order
     assert durable_report.standing(durable_report.rows(measured["windows"]))
 
 
