@@ -6,10 +6,10 @@ no pickle, no device, and each wait has a deadline that names who is late. A ste
 
 import itertools
 import json
-import os
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -39,6 +39,7 @@ class Ranks:
     """This process's place among those of the run.
 
     Attributes:
+        local_rank: which of this machine's devices is this rank's.
         store: through which they talk; None for one alone.
     """
 
@@ -60,8 +61,7 @@ class Ranks:
         store = dist.PrefixStore(  # type: ignore[attr-defined]
             f"wmtp/{next(_talks)}", dist.distributed_c10d._get_default_store()
         )
-        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-        return cls(dist.get_rank(), dist.get_world_size(), local_rank, store)
+        return cls(dist.get_rank(), dist.get_world_size(), store=store)
 
     @property
     def is_first(self) -> bool:
@@ -162,9 +162,7 @@ class Ranks:
         """
         if self.world_size == 1:
             return part
-        sizes = [
-            end - start for start, end in (self.bounds(samples, rank) for rank in range(self.world_size))
-        ]
+        sizes = [end - start for start, end in cut(samples, self.world_size)]
         padded = part.new_zeros((max(sizes), *part.shape[1:]))
         padded[: len(part)] = part
         all_padded = [torch.empty_like(padded) for _ in sizes]
@@ -176,7 +174,12 @@ class Ranks:
         start, end = self.bounds(len(whole))
         return whole[start:end]
 
-    def bounds(self, samples: int, rank: int | None = None) -> tuple[int, int]:
-        """Where a rank's samples begin and end among so many: its own, if none is named."""
-        mine = self.rank if rank is None else rank
-        return samples * mine // self.world_size, samples * (mine + 1) // self.world_size
+    def bounds(self, samples: int) -> tuple[int, int]:
+        """Where this rank's samples begin and end among so many."""
+        return cut(samples, self.world_size)[self.rank]
+
+
+def cut(samples: int, parts: int) -> list[tuple[int, int]]:
+    """Where each part of the samples begins and ends, in their order; sizes differ by one at most."""
+    borders = [samples * part // parts for part in range(parts + 1)]
+    return list(pairwise(borders))

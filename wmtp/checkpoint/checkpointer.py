@@ -342,15 +342,13 @@ class Checkpointer:
         """
         if self._saver is None:
             return None
-        last_step = self._saver.last_step
-        if not self._finished:
+        is_first_call, last_step = not self._finished, self._saver.last_step
+        if is_first_call:
             self._saver.finish(last_step or 0)
+            self._finished = True
         if self._uploader is None:
             return None
-        if self._finished:
-            return self._uploader.status()
-        self._finished = True
-        if self.options.uploading is not Uploading.WAIT:
+        if not is_first_call or self.options.uploading is not Uploading.WAIT:
             return self._uploader.status()
         return self._uploader.wait_until_drained(
             last_step if self._saver.saved else None,  # where nothing is new, it is the uploader that knows

@@ -91,7 +91,7 @@ def apply(
         StartRefused: model, optimizers or extra state are not those that were saved; names the first
             differences. Nothing was changed.
     """
-    tensors = Placed(loaded, model, extra) if world_size > 1 or loaded.world_size > 1 else loaded.tensors
+    tensors = Placed(loaded, model, extra) if world_size > 1 else loaded.tensors
     saved = {name: unflatten(ref, tensors) for name, ref in loaded.tree["model"].items()}
     optimizer_states = _saved("optimizer", optimizers, loaded.tree["optim"], tensors)
     extra_states = _saved("extra state", extra, loaded.tree["extra"], tensors)

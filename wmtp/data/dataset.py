@@ -8,7 +8,6 @@ and batch size, and sees the same samples in the same order.
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -123,12 +122,6 @@ class Batches:
             labels=learnt[:, 1:].unfold(1, self.heads, 1).contiguous(),
             windows=torch.from_numpy(windows),
         )
-
-
-def cut(samples: int, parts: int) -> list[tuple[int, int]]:
-    """Where each part of the samples begins and ends, in their order; sizes differ by one at most."""
-    borders = [samples * part // parts for part in range(parts + 1)]
-    return list(pairwise(borders))
 
 
 def split(

@@ -4,6 +4,7 @@
 part of every weight (FSDP2) and computes on its part of every step's samples.
 """
 
+import dataclasses
 import logging
 import os
 import sys
@@ -53,7 +54,7 @@ def join(environ: Mapping[str, str], device: str = "auto") -> Iterator[Ranks]:
         dist.init_process_group("cpu:gloo,cuda:nccl")
     else:
         dist.init_process_group("gloo")
-    ranks = Ranks.current()
+    ranks = dataclasses.replace(Ranks.current(), local_rank=local_rank)
     with join_errors(ranks):
         yield ranks
     dist.destroy_process_group()

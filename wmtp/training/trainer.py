@@ -7,7 +7,8 @@ from uploader import layout
 from uploader.errors import WmtpError
 from uploader.record import Metrics
 from wmtp.checkpoint.checkpointer import Checkpointer
-from wmtp.data.dataset import Batch, cut
+from wmtp.data.dataset import Batch
+from wmtp.ranks import cut
 from wmtp.settings import Resolved
 from wmtp.training.agreement import Known, over_ranks
 from wmtp.training.checkpoint_log import CheckpointLog

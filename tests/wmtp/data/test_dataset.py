@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from uploader.errors import SettingsError
-from wmtp.data.dataset import NO_TARGET, Batches, cut, split
+from wmtp.data.dataset import NO_TARGET, Batches, split
 from wmtp.data.packed import PackedRecord, PackedTokens
+from wmtp.ranks import cut
 
 HEADS = 3
 
